@@ -1,0 +1,1 @@
+"""The answer path: text -> edge -> decide -> cloud -> answer."""

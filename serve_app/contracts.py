@@ -1,0 +1,83 @@
+"""The values that travel along the answer path. Frozen, small, without behaviour."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Route(StrEnum):
+    """Who answers. Roles, not models."""
+
+    EDGE = "edge"
+    CLOUD = "cloud"
+
+
+class RouteReason(StrEnum):
+    """Why. Every decision has exactly one."""
+
+    TRUSTED = "trusted"  # the edge's trust score reached the policy's threshold
+    ESCALATED = "escalated"  # it did not, so the cloud answers
+    PII_PINNED = "pii_pinned"  # personal data was found: the message stays at the edge
+    DETECTOR_FAILED = "detector_failed"  # we cannot know whether there is any: it stays too
+    EDGE_FAILED = "edge_failed"  # the edge had no usable answer, so the cloud was asked
+    CLOUD_FAILED = "cloud_failed"  # the cloud had none, so the edge's answer goes out, degraded
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as every part after the guard sees it: normalised, personal data masked.
+
+    `text` is not in the repr: a log line must not show what a customer wrote.
+    """
+
+    text: str = field(repr=False)
+    pii: tuple[str, ...] = ()
+    detector_failed: bool = False
+
+    @property
+    def pinned(self) -> RouteReason | None:
+        """Why the message may not leave the edge, if so."""
+        if self.detector_failed:
+            return RouteReason.DETECTOR_FAILED
+        return RouteReason.PII_PINNED if self.pii else None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One model's calibrated answer to one message.
+
+    `probabilities` has one float per label, in the bundle's order, summing to 1. `margin` is the
+    lead of the first over the second; `entropy` is divided by log(classes), so it is in [0, 1].
+    """
+
+    label: str
+    confidence: float
+    margin: float
+    entropy: float
+    probabilities: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a message goes, and what the rule saw. `signals` are the policy's inputs by name."""
+
+    route: Route
+    reason: RouteReason
+    trust: float
+    threshold: float
+    signals: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the client gets for one text."""
+
+    id: str
+    label: str
+    confidence: float
+    route: Route
+    reason: RouteReason
+    cost_usd: float
+    latency_ms: float
+    release: str
+    degraded: bool

@@ -1,0 +1,1 @@
+"""A file of labelled messages -> registered edge and cloud bundles."""

@@ -1,0 +1,1 @@
+"""Edge and cloud bundles -> a certified policy -> a release."""
