@@ -1,4 +1,4 @@
-"""Environment (FIRSTLINE_*) -> frozen Settings. Read once, by `load_settings()`, never at import."""
+"""Environment (FIRSTLINE_*) -> frozen Settings. Read by `load_settings()`, never at import."""
 
 import difflib
 import os

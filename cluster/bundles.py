@@ -1,0 +1,193 @@
+"""ModelBundle: one folder that holds all that a replica needs, and says what it is.
+
+    model.onnx  tokenizer.json  golden.json  (reports and pictures)  manifest.json
+
+The manifest is written last and lists the hash of every other file; a bundle is loaded only if
+every hash fits. Its own hash is the bundle's identity. Nothing in it is pickled.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cluster.errors import BundleError
+from cluster.files import new_folder, read_json, sha256_file, sha256_json, write_json
+
+MODEL: Final = "model.onnx"
+TOKENIZER: Final = "tokenizer.json"
+GOLDEN: Final = "golden.json"
+MANIFEST: Final = "manifest.json"
+_VERSIONED: Final = ("firstline", "onnxruntime", "tokenizers", "numpy")
+
+Role = Literal["edge", "cloud"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Metric(_Frozen):
+    """A figure is worth nothing without the rows that it was measured on."""
+
+    value: float
+    split: str
+    rows: int = Field(ge=1)
+
+
+class DatasetRef(_Frozen):
+    """Which data made an artifact: the fingerprint of its rows, and how many per split."""
+
+    fingerprint: str
+    rows: dict[str, int]
+
+
+class GoldenRow(_Frozen):
+    """A prepared text and what the finished model said to it, with the temperature applied."""
+
+    text: str = Field(repr=False)
+    label: str
+    probabilities: tuple[float, ...]
+
+
+class Manifest(_Frozen):
+    """What a bundle says of itself."""
+
+    version: Literal[1] = 1
+    role: Role
+    labels: tuple[str, ...] = Field(min_length=2)
+    temperature: float = Field(gt=0)
+    max_tokens: int = Field(ge=8)
+    dataset: DatasetRef
+    metrics: dict[str, Metric]
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    created_at: str
+    files: dict[str, str]
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> "Manifest":
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must be distinct")
+        return self
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A verified bundle on this machine's disk."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / MODEL
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / TOKENIZER
+
+    @property
+    def size_bytes(self) -> int:
+        """What has to be shipped to run it: model and tokenizer."""
+        return self.model_path.stat().st_size + self.tokenizer_path.stat().st_size
+
+    def golden(self) -> list[GoldenRow]:
+        return [GoldenRow.model_validate(row) for row in read_json(self.path / GOLDEN)]
+
+
+def write_bundle(
+    target: Path,
+    *,
+    role: Role,
+    model: Path,
+    tokenizer: Path,
+    labels: Sequence[str],
+    temperature: float,
+    max_tokens: int,
+    dataset: DatasetRef,
+    metrics: Mapping[str, Metric],
+    recipe: Mapping[str, Any],
+    golden: Sequence[GoldenRow],
+    extras: Sequence[Path] = (),
+) -> ModelBundle:
+    """Writes a bundle whole: `target` appears with its manifest in it, or not at all.
+
+    `extras` are reports and pictures that travel with it. `golden` must come from the same model
+    file, so that a replica can prove that it computes what was measured.
+    """
+    with new_folder(target) as folder:
+        shutil.copyfile(model, folder / MODEL)
+        shutil.copyfile(tokenizer, folder / TOKENIZER)
+        write_json(folder / GOLDEN, [row.model_dump(mode="json") for row in golden])
+        for extra in extras:
+            shutil.copyfile(extra, folder / extra.name)
+        manifest = Manifest(
+            role=role,
+            labels=tuple(labels),
+            temperature=temperature,
+            max_tokens=max_tokens,
+            dataset=dataset,
+            metrics=dict(metrics),
+            recipe=dict(recipe),
+            versions={name: version(name) for name in _VERSIONED},
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+        )
+        write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    return load_bundle(target)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest alone, its files unchecked.
+
+    Raises:
+        BundleError: no manifest, or one that is not ours.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleError(
+            f"{path} is not a finished model bundle: it has no {MANIFEST}, which is written last. "
+            "Make one with `firstline train`, or name another folder."
+        )
+    try:
+        return Manifest.model_validate(read_json(file))
+    except (ValidationError, ValueError) as error:
+        raise BundleError(
+            f"{file} is not a bundle manifest that this version reads: {error}"
+        ) from None
+
+
+def load_bundle(path: Path, sha256: str | None = None) -> ModelBundle:
+    """Reads a bundle and checks every byte of it.
+
+    Args:
+        path: its folder.
+        sha256: the identity it must have, if the caller has been promised one.
+
+    Raises:
+        BundleError: not a bundle, a file missing, changed or added, or another bundle.
+    """
+    manifest = read_manifest(path)
+    for name, expected in manifest.files.items():
+        file = path / name
+        found = sha256_file(file) if file.is_file() else "nothing"
+        if found != expected:
+            raise BundleError(
+                f"The bundle {path} is corrupted: {name} should have SHA-256 {expected[:12]} and "
+                f"has {found[:12]}. Fetch it again from the registry, or train it again."
+            )
+    if missing := {MODEL, TOKENIZER, GOLDEN} - set(manifest.files):
+        raise BundleError(f"The bundle {path} lists no {', '.join(sorted(missing))}.")
+    identity = sha256_json(manifest.model_dump(mode="json"))
+    if sha256 is not None and identity != sha256:
+        raise BundleError(
+            f"{path} is bundle {identity[:12]}; bundle {sha256[:12]} was expected here."
+        )
+    return ModelBundle(path, manifest, identity)

@@ -1,0 +1,180 @@
+"""Release: an edge bundle, a cloud bundle, a policy and its certificate, pinned by hash.
+
+    <home>/bundles/<sha256[:16]>/     the bundles, each once, whatever releases use it
+    <home>/releases/<id>/             policy.json certificate.json prices.json (reports) release.json
+
+`release.json` is written last and lists every hash. A release is loaded only if all of them fit
+and the policy names these two bundles: a policy never runs with models it was not certified for.
+Which release answers is the registry's business (cluster/registry.py).
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.bundles import ModelBundle, load_bundle, read_manifest
+from cluster.errors import ReleaseError
+from cluster.files import new_folder, read_json, sha256_file, sha256_json, write_json
+from cluster.settings import Settings
+
+POLICY: Final = "policy.json"
+CERTIFICATE: Final = "certificate.json"
+PRICES: Final = "prices.json"
+REPORT: Final = "report.json"
+MANIFEST: Final = "release.json"
+
+
+class ReleaseManifest(BaseModel):
+    """What a release pins."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    id: str
+    edge_sha256: str
+    cloud_sha256: str
+    labels: tuple[str, ...]
+    created_at: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A verified release on this machine's disk. `policy`, `certificate`, `prices` are raw JSON."""
+
+    path: Path
+    manifest: ReleaseManifest
+    edge_path: Path
+    cloud_path: Path
+    policy: Mapping[str, Any]
+    certificate: Mapping[str, Any]
+    prices: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+
+def bundle_path(settings: Settings, sha256: str) -> Path:
+    """Where the bundle of this identity lives."""
+    return settings.bundles_dir / sha256[:16]
+
+
+def store_bundle(settings: Settings, bundle: ModelBundle) -> ModelBundle:
+    """Copies a bundle to its place by hash; does nothing if it is there."""
+    target = bundle_path(settings, bundle.sha256)
+    if not target.is_dir():
+        with new_folder(target) as folder:
+            shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
+    return load_bundle(target, bundle.sha256)
+
+
+def _check_pins(what: str, pins: Any, edge_sha256: str, cloud_sha256: str) -> None:
+    found = (pins or {}).get("edge"), (pins or {}).get("cloud")
+    if found != (edge_sha256, cloud_sha256):
+        shown = [str(item)[:12] for item in found]
+        raise ReleaseError(
+            f"This {what} was made for the bundles edge {shown[0]} and cloud {shown[1]}, not for "
+            f"edge {edge_sha256[:12]} and cloud {cloud_sha256[:12]}. A policy runs only with the "
+            "models it was certified for: run `firstline tune` for this pair."
+        )
+
+
+def create_release(
+    settings: Settings,
+    *,
+    edge: ModelBundle,
+    cloud: ModelBundle,
+    policy: Mapping[str, Any],
+    certificate: Mapping[str, Any],
+    prices: Mapping[str, Any],
+    extras: Sequence[Path] = (),
+) -> Release:
+    """Writes a release whole. The same parts give the same id, and are written once.
+
+    Raises:
+        ReleaseError: parts that do not belong together.
+    """
+    if edge.manifest.labels != cloud.manifest.labels:
+        raise ReleaseError(
+            f"The edge knows {len(edge.manifest.labels)} labels and the cloud "
+            f"{len(cloud.manifest.labels)}, or in another order. Both must come from one dataset."
+        )
+    _check_pins("policy", policy.get("bundles"), edge.sha256, cloud.sha256)
+    _check_pins("certificate", certificate.get("bundles"), edge.sha256, cloud.sha256)
+    identity = sha256_json([edge.sha256, cloud.sha256, policy, certificate, prices])
+    target = settings.releases_dir / f"r-{identity[:10]}"
+    if (target / MANIFEST).is_file():
+        return load_release(settings, target.name)
+    store_bundle(settings, edge)
+    store_bundle(settings, cloud)
+    with new_folder(target) as folder:
+        write_json(folder / POLICY, dict(policy))
+        write_json(folder / CERTIFICATE, dict(certificate))
+        write_json(folder / PRICES, dict(prices))
+        for extra in extras:
+            shutil.copyfile(extra, folder / extra.name)
+        manifest = ReleaseManifest(
+            id=target.name,
+            edge_sha256=edge.sha256,
+            cloud_sha256=cloud.sha256,
+            labels=edge.manifest.labels,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+        )
+        write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    return load_release(settings, target.name)
+
+
+def list_releases(settings: Settings) -> list[str]:
+    """Ids of the finished releases on this machine, oldest first."""
+    done = [path.parent for path in settings.releases_dir.glob(f"r-*/{MANIFEST}")]
+    return [path.name for path in sorted(done, key=lambda path: path.stat().st_mtime)]
+
+
+def load_release(settings: Settings, release_id: str) -> Release:
+    """Reads a release and checks its files and its pins; the bundles' own bytes are checked by
+    the replicas that load them.
+
+    Raises:
+        ReleaseError: unknown, unfinished, changed, or made of parts that do not fit.
+    """
+    path = settings.releases_dir / release_id
+    if not (path / MANIFEST).is_file():
+        known = list_releases(settings)
+        raise ReleaseError(
+            f"There is no release {release_id!r} in {settings.releases_dir}. "
+            + (f"Known: {', '.join(known)}." if known else "Make one with `firstline tune`.")
+        )
+    try:
+        manifest = ReleaseManifest.model_validate(read_json(path / MANIFEST))
+    except (ValidationError, ValueError) as error:
+        raise ReleaseError(f"{path / MANIFEST} is not a release manifest: {error}") from None
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.is_file() or sha256_file(file) != expected:
+            raise ReleaseError(
+                f"The release {release_id} is corrupted: {name} is missing or was changed after "
+                "the release was made. Make it again with `firstline tune`."
+            )
+    policy, certificate = read_json(path / POLICY), read_json(path / CERTIFICATE)
+    _check_pins("policy", policy.get("bundles"), manifest.edge_sha256, manifest.cloud_sha256)
+    _check_pins("certificate", certificate.get("bundles"), manifest.edge_sha256,
+                manifest.cloud_sha256)  # fmt: skip
+    release = Release(
+        path=path,
+        manifest=manifest,
+        edge_path=bundle_path(settings, manifest.edge_sha256),
+        cloud_path=bundle_path(settings, manifest.cloud_sha256),
+        policy=policy,
+        certificate=certificate,
+        prices=read_json(path / PRICES),
+    )
+    for folder in (release.edge_path, release.cloud_path):
+        read_manifest(folder)
+    return release

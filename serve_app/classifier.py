@@ -1,0 +1,153 @@
+"""OnnxClassifier: bundle -> list of prepared texts -> list of Predictions.
+
+One message per run, always. Dynamic int8 scales activations over the whole batch, so a message's
+confidence would depend on its batch-mates and on padding; one at a time it is exact, and on a CPU
+at these lengths as fast.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from cluster.bundles import GoldenRow, ModelBundle, load_bundle
+from cluster.errors import BundleError, ModelOutputError
+from serve_app.contracts import Prediction
+from serve_app.text import TextTokenizer
+
+Floats = NDArray[np.float64]
+# Kernels differ in the last bits between CPUs; a saturating int8 kernel differs by far more.
+GOLDEN_TOLERANCE: Final = 0.01
+
+
+@dataclass(frozen=True)
+class OnnxScorer:
+    """An ONNX classification model and its tokenizer: prepared texts -> logits."""
+
+    session: ort.InferenceSession
+    tokenizer: TextTokenizer
+    input_names: frozenset[str]
+
+    @classmethod
+    def open(cls, model: Path, tokenizer: Path, max_tokens: int, threads: int = 1) -> "OnnxScorer":
+        """Args: threads: of ONNX Runtime, which would size its pool to the host if left alone."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise BundleError(f"ONNX Runtime cannot load {model}: {error}") from error
+        names = frozenset(item.name for item in session.get_inputs())
+        return cls(session, TextTokenizer.from_file(tokenizer, max_tokens), names)
+
+    def run(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Logits (n, classes) of n token lists in one run, padded to the longest of them."""
+        width = max(map(len, ids))
+        tokens = np.zeros((len(ids), width), np.int64)
+        mask = np.zeros((len(ids), width), np.int64)
+        for row, item in enumerate(ids):
+            tokens[row, : len(item)] = item
+            mask[row, : len(item)] = 1
+        feed: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask}
+        if "token_type_ids" in self.input_names:
+            feed["token_type_ids"] = np.zeros_like(tokens)
+        return np.asarray(self.session.run(None, feed)[0], np.float32)
+
+    def logits(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Logits (n, classes), each message run by itself."""
+        return np.concatenate([self.run([ids]) for ids in self.tokenizer.encode(texts)])
+
+
+def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> Floats:
+    """Probabilities along the last axis, in float64, of logits divided by a temperature."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    exp = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(exp / exp.sum(axis=-1, keepdims=True))
+
+
+def to_prediction(probabilities: Floats, labels: Sequence[str]) -> Prediction:
+    """One row of probabilities (classes,) -> Prediction."""
+    best = int(probabilities.argmax())
+    second = float(np.partition(probabilities, -2)[-2])
+    confidence = float(probabilities[best])
+    positive = probabilities[probabilities > 0]
+    entropy = float(-(positive * np.log(positive)).sum()) / log(len(labels))
+    return Prediction(
+        label=labels[best],
+        confidence=confidence,
+        margin=confidence - second,
+        entropy=min(1.0, max(0.0, entropy)),
+        probabilities=tuple(probabilities.tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class OnnxClassifier:
+    """A loaded bundle that answers."""
+
+    scorer: OnnxScorer
+    labels: tuple[str, ...]
+    temperature: float
+    sha256: str
+
+    @classmethod
+    def load(cls, path: Path, sha256: str | None = None, threads: int = 1) -> "OnnxClassifier":
+        """Loads and verifies a bundle.
+
+        Raises:
+            BundleError: it is broken, another one than promised, or does not run.
+        """
+        return cls.of(load_bundle(path, sha256), threads)
+
+    @classmethod
+    def of(cls, bundle: ModelBundle, threads: int = 1) -> "OnnxClassifier":
+        card = bundle.manifest
+        scorer = OnnxScorer.open(bundle.model_path, bundle.tokenizer_path, card.max_tokens, threads)
+        return cls(scorer, card.labels, card.temperature, bundle.sha256)
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """One Prediction per prepared text, in order.
+
+        Raises:
+            ModelOutputError: the model answered with NaN or infinity, or with the wrong classes.
+        """
+        if not texts:
+            return []
+        logits = self.scorer.logits(texts)
+        if logits.shape != (len(texts), len(self.labels)):
+            raise ModelOutputError(
+                f"The model answered with shape {logits.shape} to {len(texts)} texts and "
+                f"{len(self.labels)} labels."
+            )
+        if not np.isfinite(logits).all():
+            raise ModelOutputError("The model answered with NaN or infinity.")
+        return [to_prediction(row, self.labels) for row in softmax(logits, self.temperature)]
+
+    def golden_rows(self, texts: Sequence[str]) -> list[GoldenRow]:
+        """What this model says to a few texts, to be kept in its bundle."""
+        return [
+            GoldenRow(text=text, label=made.label, probabilities=made.probabilities)
+            for text, made in zip(texts, self.predict(texts), strict=True)
+        ]
+
+    def check_golden(self, rows: Sequence[GoldenRow]) -> None:
+        """Raises BundleError unless this machine computes what was measured where it was made."""
+        answers = self.predict([row.text for row in rows])
+        for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+            gap = max(
+                abs(a - b) for a, b in zip(row.probabilities, answer.probabilities, strict=True)
+            )
+            if answer.label != row.label or gap > GOLDEN_TOLERANCE:
+                raise BundleError(
+                    f"Golden message {index} of bundle {self.sha256[:12]} came out as "
+                    f"{answer.label} with probabilities off by {gap:.4f}; {row.label} within "
+                    f"{GOLDEN_TOLERANCE} was expected. This CPU does not compute what was "
+                    "certified."
+                )

@@ -1,0 +1,103 @@
+"""A toy edge/cloud pair made in seconds, without torch: a bag of words as an ONNX graph.
+
+The toy edge knows half of the words that the toy cloud knows, so it is unsure of the rest.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from cluster.bundles import DatasetRef, GoldenRow, Metric, ModelBundle, Role, write_bundle
+from serve_app.classifier import OnnxClassifier
+
+LABELS = ("negative", "neutral", "positive")
+WORDS = {
+    "negative": ("awful", "broken", "late", "angry", "useless", "rude"),
+    "neutral": ("where", "when", "order", "account", "change", "question"),
+    "positive": ("great", "thanks", "love", "fast", "perfect", "friendly"),
+}
+DATASET = DatasetRef(fingerprint="toy", rows={"train": 18})
+
+
+def _tokenizer(path: Path) -> dict[str, int]:
+    words = [word for group in WORDS.values() for word in group]
+    vocabulary = {"[UNK]": 0, **{word: index + 1 for index, word in enumerate(words)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
+    return vocabulary
+
+
+def _graph(path: Path, embedding: np.ndarray, nan_token: int | None = None) -> None:
+    """mean over tokens of embedding[token]; every unknown word pulls towards no label."""
+    table = embedding.astype(np.float32)
+    if nan_token is not None:
+        table[nan_token] = np.nan
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
+        helper.make_node("Mul", ["embedded", "mask3"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "middle"], ["logits"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])],
+        [
+            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(np.array([-1], np.int64), "last"),
+            numpy_helper.from_array(np.array([1], np.int64), "middle"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def make_bundle(
+    folder: Path, role: Role, *, known_share: float | None = None, nan_word: str | None = None
+) -> ModelBundle:
+    """A toy bundle in `folder/role`; `nan_word` makes the model answer NaN to that word."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = known_share if known_share is not None else (0.5 if role == "edge" else 1.0)
+    vocabulary = _tokenizer(folder / f"{role}-tokenizer.json")
+    embedding = np.zeros((len(vocabulary), len(LABELS)))
+    for index, label in enumerate(LABELS):
+        for rank, word in enumerate(WORDS[label]):
+            embedding[vocabulary[word], index] = 4.0 if rank < known * len(WORDS[label]) else 0.4
+    nan_token = vocabulary[nan_word] if nan_word else None
+    model = folder / f"{role}.onnx"
+    _graph(model, embedding, nan_token)
+
+    def write(golden: list[GoldenRow]) -> ModelBundle:
+        return write_bundle(
+            folder / role,
+            role=role,
+            model=model,
+            tokenizer=folder / f"{role}-tokenizer.json",
+            labels=LABELS,
+            temperature=1.0,
+            max_tokens=64,
+            dataset=DATASET,
+            metrics={"accuracy": Metric(value=0.9, split="test", rows=100)},
+            recipe={"toy": True},
+            golden=golden,
+        )
+
+    texts = [f"{group[0]} {group[1]}" for group in WORDS.values()]
+    return write(OnnxClassifier.of(write([])).golden_rows(texts))
+
+
+def message(label: str, hard: bool = False, extra: str = "") -> str:
+    """A text that the toy cloud gets right; a `hard` one leaves the toy edge unsure."""
+    words = WORDS[label][3:5] if hard else WORDS[label][:2]
+    return " ".join((*words, extra)).strip()
