@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cluster.settings import Settings
 
@@ -52,7 +52,7 @@ def connect(
         os.environ.setdefault(name, value)
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
     runtime_env: dict[str, object] = {"env_vars": settings.worker_env()}
-    common = {
+    common: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": log_to_driver,
         "logging_level": logging.WARNING,
@@ -81,12 +81,12 @@ def _same_machine(address: str) -> bool:
 
 
 @contextmanager
-def connected(settings: Settings, **options: object) -> Iterator[None]:
+def connected(settings: Settings, **options: Any) -> Iterator[None]:
     """`connect`, and let go at the end: a local cluster that we started is stopped."""
     import ray
 
     before = ray.is_initialized()
-    connect(settings, **options)  # type: ignore[arg-type]
+    connect(settings, **options)
     try:
         yield
     finally:

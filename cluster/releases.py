@@ -1,7 +1,7 @@
 """Release: an edge bundle, a cloud bundle, a policy and its certificate, pinned by hash.
 
     <home>/bundles/<sha256[:16]>/     the bundles, each once, whatever releases use it
-    <home>/releases/<id>/             policy.json certificate.json prices.json (reports) release.json
+    <home>/releases/<id>/             policy.json certificate.json prices.json ... release.json
 
 `release.json` is written last and lists every hash. A release is loaded only if all of them fit
 and the policy names these two bundles: a policy never runs with models it was not certified for.
