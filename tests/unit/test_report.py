@@ -1,0 +1,178 @@
+"""The report: every figure from the test split, with intervals, on one page that needs no other."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from cluster.errors import DataError
+from serve_app.cost import Prices
+from serve_app.policy import BASELINES, RouterPolicy
+from tests.tables import toy_table
+from tune.objective import FrontPoint, evaluate
+from tune.replay import UNKNOWN
+from tune.report import (
+    Latency,
+    Measured,
+    PerTier,
+    Report,
+    build_report,
+    draw,
+    max_probability,
+    reliability,
+    render_html,
+    wilson,
+    write,
+)
+from tune.select import Selection, select
+
+NOW = "2026-01-01T00:00:00+00:00"
+PRICES = Prices()
+TUNE, TEST = toy_table(1500, 1), toy_table(1200, 3, "test")
+CERTIFY = toy_table(1500, 2, "certify")
+MEASURED = Measured(
+    release="r-0123456789",
+    size_bytes=PerTier(edge=12_345_678, cloud=90_000_000),
+    latency_ms=Latency(p50=3.25, p95=8.5),
+    stages_s={"data": 1.5, "<finetune>": 62.0},
+)
+
+
+@pytest.fixture(scope="module")
+def front() -> list[FrontPoint]:
+    policy = RouterPolicy(name="found", weights={"confidence": 1.0}, threshold=0.9)
+    return [FrontPoint(policy=policy, outcome=evaluate(policy, TUNE, PRICES))]
+
+
+@pytest.fixture(scope="module")
+def selection(front: list[FrontPoint]) -> Selection:
+    return select(front, TUNE, CERTIFY, 0.08, 0.95, NOW)
+
+
+@pytest.fixture(scope="module")
+def report(selection: Selection) -> Report:
+    return build_report(
+        tune=TUNE, test=TEST, selection=selection, prices=PRICES, measured=MEASURED, created_at=NOW
+    )
+
+
+def test_the_shape_that_others_read(report: Report) -> None:
+    data = report.model_dump(mode="json")
+    assert set(data["accuracy"]) == {"edge", "cloud", "cascade"}
+    assert {"risk", "confidence", "rows", "failures", "reference"} <= set(data["certificate"])
+    assert {"per_message_usd", "savings_vs_cloud_only"} <= set(data["cost"])
+    assert data["size_bytes"] == {"edge": 12_345_678, "cloud": 90_000_000}
+    assert data["latency_ms"] == {"p50": 3.25, "p95": 8.5}
+    assert data["stages_s"]["data"] == 1.5
+    assert 0 < data["edge_share"] < 1
+    assert (data["split"], data["release"]) == ("test", "r-0123456789")
+    assert set(data["intervals"]["accuracy"]) == set(data["accuracy"])
+    assert set(data["baselines"]) == {policy.name for policy in BASELINES} | {"max_probability"}
+
+
+def test_figures_are_those_of_the_test_split(report: Report, selection: Selection) -> None:
+    outcome = evaluate(selection.policy, TEST, PRICES)
+    assert report.accuracy.cascade == outcome.accuracy
+    assert report.accuracy.edge == TEST.edge_right.mean()
+    assert report.accuracy.cloud == TEST.cloud_right.mean()
+    assert report.risk == outcome.risk
+    assert report.cost.per_message_usd == outcome.cost_usd
+    assert report.cost.savings_vs_cloud_only == 1 - outcome.cost_usd / 0.0136
+    assert report.baselines["always_edge"].accuracy == report.accuracy.edge
+    assert report.baselines["always_cloud"].savings_vs_cloud_only < 0
+
+
+def test_every_interval_contains_its_figure(report: Report) -> None:
+    for name in ("edge", "cloud", "cascade"):
+        low, high = getattr(report.intervals.accuracy, name)
+        assert 0 <= low < getattr(report.accuracy, name) < high <= 1
+    for found in report.baselines.values():
+        assert found.accuracy_interval[0] <= found.accuracy <= found.accuracy_interval[1]
+        assert found.risk_interval[0] <= found.risk <= found.risk_interval[1]
+
+
+def test_wilson_by_hand() -> None:
+    # Newcombe (1998), table I: 15 of 148 has the score interval 0.0624 to 0.1605.
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+
+
+def test_max_probability_is_compared_at_the_same_edge_share(selection: Selection) -> None:
+    rival = max_probability(selection.policy, TUNE, PRICES)
+    ours = evaluate(selection.policy, TUNE, PRICES).edge_share
+    assert evaluate(rival, TUNE, PRICES).edge_share == pytest.approx(ours, abs=1 / TUNE.rows)
+    assert rival.weights == {"confidence": 1.0}
+
+
+def test_reliability_bins() -> None:
+    confidence = np.array([0.1, 0.12, 0.9, 1.0])
+    found = reliability(confidence, np.array([False, True, True, True]), bins=5)
+    np.testing.assert_allclose(found.confidence, [0.11, 0.95])
+    np.testing.assert_allclose(found.accuracy, [0.5, 1.0])
+    assert found.count.tolist() == [2, 2]
+    assert found.error == pytest.approx(0.5 * 0.39 + 0.5 * 0.05)
+
+
+def test_a_calibrated_edge_has_a_small_error(report: Report) -> None:
+    assert report.edge_calibration_error < 0.03
+
+
+def test_files_hold_the_figures_and_the_page_needs_nothing_else(
+    tmp_path: Path, report: Report, selection: Selection, front: list[FrontPoint]
+) -> None:
+    pictures = draw(
+        tmp_path, tune=TUNE, certify=CERTIFY, test=TEST, front=front, selection=selection,
+        prices=PRICES, report=report,
+    )  # fmt: skip
+    data, page = write(tmp_path, report, pictures)
+    assert Report.model_validate(json.loads(data.read_text())) == report
+    html = page.read_text()
+    for figure in (
+        f"{100 * report.accuracy.edge:.1f}%",
+        f"{100 * report.accuracy.cascade:.1f}%",
+        f"{100 * report.edge_share:.1f}%",
+        f"{report.certificate.failures} failures",
+        "3.2 ms p50, 8.5 ms p95",
+        "12.3 MB",
+        "messages exchangeable with the certified rows",
+        "published_five_factor",
+        "1.0 \u00d7 confidence",
+    ):
+        assert figure in html
+    assert html.count("data:image/png;base64,") == len(pictures) == 4
+    assert not re.search(r"(src|href)=[\"'](?!data:)", html)
+    assert not re.search(r"@import|<script|<link|url\(", html)
+    for picture in pictures.values():
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_from_outside_are_escaped(report: Report) -> None:
+    html = render_html(report, {})
+    assert "&lt;finetune&gt;" in html
+    assert "<finetune>" not in html
+
+
+def test_a_release_that_was_never_served_says_so(report: Report) -> None:
+    idle = report.model_copy(update={"latency_ms": Latency()})
+    assert "not served yet" in render_html(idle, {})
+    assert idle.model_dump(mode="json")["latency_ms"] == {"p50": None, "p95": None}
+
+
+def test_a_report_lacks_nothing_and_holds_nothing_unknown(report: Report) -> None:
+    data = report.model_dump(mode="json")
+    with pytest.raises(ValidationError, match="certificate"):
+        Report.model_validate({name: part for name, part in data.items() if name != "certificate"})
+    with pytest.raises(ValidationError, match="surprise"):
+        Report.model_validate({**data, "surprise": 1})
+
+
+def test_a_test_split_without_labels_is_refused(selection: Selection) -> None:
+    bare = replace(TEST, true_label=np.full(TEST.rows, UNKNOWN))
+    with pytest.raises(DataError, match="true label"):
+        build_report(
+            tune=TUNE, test=bare, selection=selection, prices=PRICES, measured=MEASURED,
+            created_at=NOW,
+        )  # fmt: skip

@@ -1,0 +1,141 @@
+"""Stage 3: an encoder and the `train` split -> the cloud classifier (Ray Train).
+
+In two stages, as published: the head alone with the backbone frozen, then the whole model at a
+smaller rate. Early stopping judges on a tenth of `train` held out by content hash, and the best
+weights are put back.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from cluster.bundles import TOKENIZER
+from cluster.progress import Report, silent
+from cluster.settings import Settings
+from cluster.tracking import log_stage
+from serve_app.text import TextTokenizer
+from train_jobs.curves import draw_curves
+from train_jobs.data import Dataset, load_dataset
+from train_jobs.encoders import load_classifier, max_tokens
+from train_jobs.training import (
+    Compute,
+    Fit,
+    PlateauTrainer,
+    TokenRows,
+    Trained,
+    accuracy,
+    arguments,
+    finish,
+    fit_on_ray,
+    holdout,
+    in_turn,
+    params_of,
+    seed_everything,
+    set_threads,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Rates found on Banking77's validation rows; `label_smoothing` helps with noisy labels."""
+
+    head_epochs: float = 1.0
+    head_learning_rate: float = 1e-3
+    epochs: float = 10.0
+    learning_rate: float = 2e-4
+    batch_size: int = 32
+    patience_epochs: int = 2
+    label_smoothing: float = 0.0
+
+
+def loop(config: dict[str, Any]) -> None:
+    """Runs on each Ray Train worker."""
+    set_threads()
+    seed_everything(config["seed"])
+    finetune: FinetuneConfig = config["finetune"]
+    source = config["encoder"]
+    dataset = load_dataset(Path(config["dataset"]))
+    model = load_classifier(source, dataset.labels)
+    tokenizer = TextTokenizer.from_file(Path(source) / TOKENIZER, max_tokens(source))
+    rows = dataset.read("train")
+    texts, labels = dataset.labelled("train")
+    ids = tokenizer.encode(texts)
+    fitted, validated = holdout([row.key for row in rows])
+
+    def part(which: list[int]) -> TokenRows:
+        return TokenRows([ids[i] for i in which], labels=[labels[i] for i in which])
+
+    def trainer(fit: Fit) -> PlateauTrainer:
+        args = arguments(fit, Path.cwd(), config["seed"])
+        args.label_smoothing_factor = finetune.label_smoothing
+        return PlateauTrainer(
+            model=model,
+            args=args,
+            train_dataset=part(fitted),
+            eval_dataset=part(validated),
+            data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(source)),
+            compute_metrics=accuracy,
+            fit=fit,
+            board=config["board"],
+        )
+
+    def set_backbone(trains: bool) -> None:
+        for parameter in model.base_model.parameters():
+            parameter.requires_grad = trains
+
+    head_fit, whole_fit = in_turn(
+        len(fitted),
+        config["workers"],
+        Fit(
+            epochs=finetune.head_epochs,
+            learning_rate=finetune.head_learning_rate,
+            batch_size=finetune.batch_size,
+        ),
+        Fit(
+            epochs=finetune.epochs,
+            learning_rate=finetune.learning_rate,
+            batch_size=finetune.batch_size,
+            patience_epochs=finetune.patience_epochs,
+        ),
+    )
+    set_backbone(trains=False)
+    head = trainer(head_fit)
+    head.train_to_best()
+    set_backbone(trains=True)
+    whole = trainer(whole_fit)
+    best = whole.train_to_best()
+    figures = {
+        "validation_accuracy": best["eval_accuracy"],
+        "validation_loss": best["eval_loss"],
+        "validation_rows": float(len(validated)),
+        "epochs": float(whole.state.epoch or 0),
+    }
+    finish(whole, source, figures, head.state.log_history + whole.state.log_history)
+
+
+def run(
+    config: FinetuneConfig,
+    dataset: Dataset,
+    encoder: Path,
+    out: Path,
+    *,
+    settings: Settings,
+    compute: Compute,
+    report: Report = silent,
+) -> Trained:
+    """Fine-tunes; `out` is a folder in Hugging Face's layout, label names in its config."""
+    trained = fit_on_ray(
+        loop,
+        {"finetune": config, "dataset": str(dataset.path), "encoder": str(encoder)},
+        stage="finetune",
+        out=out,
+        settings=settings,
+        compute=compute,
+        report=report,
+    )
+    log_stage(settings, "finetune", params=params_of(config, compute), metrics=trained.figures,
+              history=trained.history, files=[draw_curves(trained, "finetune")],
+              tags={"dataset": dataset.fingerprint})  # fmt: skip
+    return trained
