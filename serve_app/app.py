@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from cluster.audit import AuditLog, AuditRecord, FeedbackRecord, Record, TextHasher, load_key
+from cluster.audit import AuditLog, FeedbackRecord, Record, TextHasher, load_key
 from cluster.bundles import Role
 from cluster.errors import ReleaseError, ServiceError
 from cluster.placement import actor_options
@@ -216,9 +216,8 @@ def _resolve(settings: Settings, release: str) -> Release:
     return load_release(settings, known[-1])
 
 
-def _tier(role: Role, path: Path, sha256: str, config: TierConfig) -> Any:
-    deployment = serve.deployment(
-        Tier,
+def _tier(role: Role, path: Path, sha256: str, config: TierConfig) -> serve.Application:
+    deployed = serve.deployment(
         name=role,
         ray_actor_options=actor_options(role, cpus=config.cpus, by_label=config.by_label),
         # The gatherers bound what is out; these hold even if there are many routers.
@@ -236,8 +235,8 @@ def _tier(role: Role, path: Path, sha256: str, config: TierConfig) -> Any:
             "look_back_period_s": config.look_back_s,
             "metrics_interval_s": min(1.0, config.look_back_s / 2),
         },
-    )
-    return deployment.bind(str(path), sha256, threads=ceil(config.cpus))
+    )(Tier)
+    return deployed.bind(str(path), sha256, threads=ceil(config.cpus))
 
 
 def build_release(args: ReleaseArgs) -> serve.Application:
@@ -247,7 +246,7 @@ def build_release(args: ReleaseArgs) -> serve.Application:
         ReleaseError: unknown, broken, or made of parts that do not fit.
     """
     release = _resolve(load_settings(args.home), args.release)
-    card = serve.deployment(Card, name=CARD, ray_actor_options={"num_cpus": 0})
+    card = serve.deployment(name=CARD, ray_actor_options={"num_cpus": 0})(Card)
     manifest = release.manifest
     return card.bind(
         describe(release),
@@ -481,8 +480,7 @@ async def _within(timeout_s: float, response: Awaitable[T]) -> T:
 
 def build_router(args: RouterArgs) -> serve.Application:
     """RouterArgs -> the router's application."""
-    deployment = serve.deployment(
-        serve.ingress()(Router),
+    deployed = serve.deployment(
         name=ROUTER,
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus},
@@ -492,5 +490,5 @@ def build_router(args: RouterArgs) -> serve.Application:
         health_check_period_s=10,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,
-    )
-    return deployment.bind(args)
+    )(serve.ingress()(Router))
+    return deployed.bind(args)

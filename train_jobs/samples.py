@@ -245,8 +245,23 @@ DOMAINS: Final[Mapping[str, Domain]] = MappingProxyType(
     }
 )  # fmt: skip
 
-# Clauses of feeling, (good, bad). Half of them mean the opposite of their strongest word.
+# Clauses of feeling, (good, bad): first the plain ones, then those whose words mislead.
 FEELINGS: Final = (
+    ("I am delighted", "I am furious"),
+    ("I love it", "I hate it"),
+    ("the service was excellent", "the service was terrible"),
+    ("this is great", "this is awful"),
+    ("I am very happy with it", "I am very unhappy with it"),
+    ("it was the best experience so far", "it was the worst experience so far"),
+    ("you are fantastic", "you are useless"),
+    ("it works perfectly", "it is a complete mess"),
+    ("I would recommend you to anybody", "I would warn anybody about you"),
+    ("I feel well looked after", "I feel badly let down"),
+    ("I am impressed", "I am fed up"),
+    ("that made my day", "that ruined my day"),
+    ("it is wonderful", "it is a disgrace"),
+    ("I am really grateful", "I am really annoyed"),
+    ("what a relief", "what a letdown"),
     ("I could not be happier", "I could not be less happy"),
     ("I have nothing to complain about", "I have nothing good to say about it"),
     ("that was not bad at all", "that was not good at all"),
@@ -260,25 +275,21 @@ FEELINGS: Final = (
     ("I am anything but upset", "I am anything but satisfied"),
     ("I don't regret choosing you", "I regret choosing you"),
     ("it could hardly have gone better", "it could hardly have gone worse"),
-    ("there was no reason to be angry", "there was no reason to be proud of it"),
     ("it was worth every minute", "it was not worth a single minute"),
     ("I will not hesitate to come back", "I will hesitate to come back"),
-    ("what a relief", "what a letdown"),
-    ("I am impressed", "I am fed up"),
-    ("that made my day", "that ruined my day"),
-    ("it is wonderful", "it is a disgrace"),
-    ("I am really grateful", "I am really annoyed"),
     ("that is how it should be", "that is not how it should be"),
 )
 
 # Skeletons. {event}, {feel} and {deed} have the label's sentiment; with "un" before them they have
 # the opposite one. The number says how often a group is used.
 EITHER: Final = (
-    (22, ("{event}. {feel}.", "{feel}: {event}.", "{event}, so {feel}.", "{event} {when}.",
-          "{event} and {event}.", "{event}. {event}. {feel}.", "about {thing}: {event}, {feel}.",
+    (40, ("{event}. {feel}.", "{feel}: {event}.", "{event}, so {feel}.", "{event} {when}.",
+          "{event} and {event}. {feel}.", "{feel}. {event}.",
+          "{feel}, {feel}. {event}.", "{event}. {event}. {feel}.", "about {thing}: {event}, {feel}.",
           "{feel}!", "{event}!", "about {thing}: {feel}.")),
-    (34, ("{unevent}, but {event}.", "{event}, even though {unevent}.",
+    (22, ("{unevent}, but {event}.", "{event}, even though {unevent}.",
           "although {unevent}, {event}.", "{event}, although {unevent}. {feel}.",
+          "{unevent}, but {event}, and {feel}.", "{unevent}. but {event}. {feel}.",
           "yes, {unevent}. still, {event}, and {feel}.", "{unevent}, yet {feel}.",
           "{unevent} at first. in the end {event}.",
           "in the end {event}, after {unevent} at first.",
@@ -288,21 +299,21 @@ EITHER: Final = (
           "used to be that {unevent}. now {event}.",
           "{unevent} and {unevent}, but all in all {feel}.",
           "what matters is that {event}, not that {unevent}.")),
-    (16, ("I was told that {unevent}. the truth is that {event}.",
+    (8, ("I was told that {unevent}. the truth is that {event}.",
           "it is not true that {unevent}. {event}.",
           "I expected to write that {unevent}, but {event}.",
           "I can no longer claim that {unevent}. {feel}.",
           "nobody can tell me that {unevent}. {event}.",
           "I wish I could say that {unevent}, except {event}.")),
     # A request does not make it neutral: the customer has said how it went.
-    (14, ("{event}. how do I {task}?", "can I {task}? {event}.",
+    (12, ("{event}. how do I {task}?", "can I {task}? {event}.",
           "{event} {when}. is there a form to {task}?",
           "I would like to {task}, since {event}.", "{feel}. what happens if {case}?",
           "{unevent}, but {event}. who do I call to {task}?", "I need to {task} because {event}.",
           "please help me to {task}. {event}, and {feel}.")),
 )  # fmt: skip
 POSITIVE: Final = (
-    (10, ("thank you for {deed}.", "thank you for not {undeed}.",
+    (14, ("thank you for {deed}.", "thank you for not {undeed}.",
           "thanks for {deed} and not {undeed}.",
           "I was afraid of you {undeed}, and it never happened.", "no drama, no excuses: {event}.",
           "I take back my angry review, {event}.", "I hate to admit it, but {event}.",
@@ -312,7 +323,7 @@ POSITIVE: Final = (
           "I have waited for something to go wrong, and {event}.")),
 )  # fmt: skip
 NEGATIVE: Final = (
-    (10, ("thank you so much for {deed} again.", "thanks for {deed}, really.", "great. {event}.",
+    (14, ("thank you so much for {deed} again.", "thanks for {deed}, really.", "great. {event}.",
           "well done, {event}. just what I needed.", "thanks for never {undeed}.",
           "so much for {undeed}. {event}.", "I just love it when {event}.",
           "I am sure you are all lovely people, but {event}.",

@@ -8,7 +8,6 @@ on `tune` to the same edge share as the certified policy, so that equal costs ar
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -21,11 +20,12 @@ from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
 from cluster.files import write_json, write_text
+from serve_app.calibration import reliability
 from serve_app.cost import Prices
 from serve_app.policy import BASELINES, RouterPolicy
 from tune.certify import Certificate
 from tune.objective import FrontPoint, curve, evaluate
-from tune.replay import Bools, Floats, Ints, Table
+from tune.replay import Table
 from tune.select import Selection
 
 INTERVAL_CONFIDENCE: Final = 0.95
@@ -125,31 +125,10 @@ class Report(_Frozen):
     policy: RouterPolicy
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Columns of one entry per bin that has rows; `error` is the expected calibration error."""
-
-    confidence: Floats
-    accuracy: Floats
-    count: Ints
-    error: float
-
-
 def wilson(count: int, of: int) -> Interval:
     """The 95% Wilson score interval of a share."""
     found = stats.binomtest(count, of).proportion_ci(INTERVAL_CONFIDENCE, method="wilson")
     return float(found.low), float(found.high)
-
-
-def reliability(confidences: Floats, correct: Bools, bins: int = 15) -> Reliability:
-    """Bins of equal width over [0, 1]: what was said against what was so (Guo et al., 2017)."""
-    place = np.minimum((confidences * bins).astype(np.int64), bins - 1)
-    count = np.bincount(place, minlength=bins)
-    used = count > 0
-    confidence = np.bincount(place, confidences, bins)[used] / count[used]
-    accuracy = np.bincount(place, correct.astype(np.float64), bins)[used] / count[used]
-    error = np.abs(confidence - accuracy) @ count[used] / max(1, confidences.size)
-    return Reliability(confidence, accuracy, count[used], float(error))
 
 
 def max_probability(policy: RouterPolicy, tune: Table, prices: Prices) -> RouterPolicy:

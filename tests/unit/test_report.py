@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.errors import DataError
+from serve_app.calibration import reliability
 from serve_app.cost import Prices
 from serve_app.policy import BASELINES, RouterPolicy
 from tests.tables import toy_table
@@ -23,7 +24,6 @@ from tune.report import (
     build_report,
     draw,
     max_probability,
-    reliability,
     render_html,
     wilson,
     write,

@@ -1,0 +1,224 @@
+"""Stages 1 to 7 in a row: a file of labelled messages -> a registered edge and cloud bundle.
+
+    python -m train_jobs.pipeline --data messages.csv --text-column text --label-column label
+
+No logic of its own: each stage is a file beside this one. Results stand under <home>/runs/<id>.
+"""
+
+import argparse
+import json
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cluster.bundles import ModelBundle, Role, write_bundle
+from cluster.connect import connected
+from cluster.errors import ConfigError, FirstlineError
+from cluster.files import write_json
+from cluster.progress import Report, stage
+from cluster.settings import Settings, load_settings
+from serve_app.classifier import OnnxClassifier
+from train_jobs import calibrate, compress, dapt, data, distill, finetune, gate
+from train_jobs.encoders import check_base
+from train_jobs.training import Compute
+
+_GOLDEN_ROWS: Final = 8
+RUN: Final = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """The configuration of every stage; the defaults are one recipe for any data."""
+
+    data: data.DataConfig
+    dapt: dapt.DaptConfig = field(default_factory=dapt.DaptConfig)
+    finetune: finetune.FinetuneConfig = field(default_factory=finetune.FinetuneConfig)
+    distill: distill.DistillConfig = field(default_factory=distill.DistillConfig)
+    compress: compress.CompressConfig = field(default_factory=compress.CompressConfig)
+    limits: gate.GateLimits = field(default_factory=gate.GateLimits)
+    compute: Compute = field(default_factory=Compute)
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What came out, and how long each stage took."""
+
+    dataset: data.Dataset
+    edge: ModelBundle
+    cloud: ModelBundle
+    checks: list[gate.Check]
+    figures: dict[str, dict[str, float]]
+    stages_s: dict[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "dataset": str(self.dataset.path),
+            "rows": dict(self.dataset.rows),
+            "notes": dict(self.dataset.notes),
+            "edge": {"path": str(self.edge.path), "sha256": self.edge.sha256},
+            "cloud": {"path": str(self.cloud.path), "sha256": self.cloud.sha256},
+            "gate": [asdict(check) for check in self.checks],
+            "figures": self.figures,
+            "stages_s": self.stages_s,
+        }
+
+
+@contextmanager
+def timed(name: str, stages_s: dict[str, float]) -> Iterator[Report]:
+    """A stage with its progress shown and its seconds kept."""
+    start = time.monotonic()
+    with stage(name) as report:
+        yield report
+    stages_s[name] = round(time.monotonic() - start, 1)
+
+
+def _bundle(
+    role: Role,
+    compressed: compress.Compressed,
+    calibrated: calibrate.Calibrated,
+    dataset: data.Dataset,
+    recipe: dict[str, Any],
+    target: Path,
+) -> ModelBundle:
+    made = OnnxClassifier(compressed.open(), dataset.labels, calibrated.temperature, "unfinished")
+    return write_bundle(
+        target,
+        role=role,
+        model=compressed.model,
+        tokenizer=compressed.tokenizer,
+        labels=dataset.labels,
+        temperature=calibrated.temperature,
+        max_tokens=compressed.max_tokens,
+        dataset=dataset.ref,
+        metrics={
+            "accuracy": calibrated.accuracy,
+            "calibration_error": calibrated.after,
+            "calibration_error_before": calibrated.before,
+        },
+        recipe=recipe,
+        golden=made.golden_rows(dataset.texts("calibration")[:_GOLDEN_ROWS]),
+        extras=[compressed.path / compress.PARITY, compressed.path / "parity.png",
+                calibrated.diagram],
+    )  # fmt: skip
+
+
+def run(config: PipelineConfig, settings: Settings) -> PipelineResult:
+    """Runs every stage on the connected Ray; registers the pair, or nothing.
+
+    Raises:
+        FirstlineError: any stage's refusal.
+    """
+    check_base(config.dapt.base)
+    out = settings.home / "runs" / uuid.uuid4().hex[:8]
+    stages_s: dict[str, float] = {}
+    common: dict[str, Any] = {"settings": settings, "compute": config.compute}
+    with timed("data", stages_s) as report:
+        dataset = data.build(config.data, settings, report)
+    with timed("dapt", stages_s) as report:
+        adapted = dapt.run(config.dapt, dataset, out / "dapt", report=report, **common)
+    with timed("finetune", stages_s) as report:
+        tuned = finetune.run(
+            config.finetune, dataset, adapted.path, out / "cloud", report=report, **common
+        )
+    with timed("distill", stages_s) as report:
+        student = distill.run(
+            config.distill, dataset, tuned.path, out / "edge", report=report, **common
+        )
+    with timed("compress", stages_s) as report:
+        cloud_onnx = compress.run(config.compress, dataset, tuned.path, out / "cloud-onnx",
+                                  quantized=False, settings=settings, report=report)  # fmt: skip
+        edge_onnx = compress.run(config.compress, dataset, student.path, out / "edge-onnx",
+                                 quantized=True, settings=settings, report=report)  # fmt: skip
+    with timed("calibrate", stages_s):
+        cloud_heat = calibrate.run(cloud_onnx, dataset, "cloud", settings=settings)
+        edge_heat = calibrate.run(edge_onnx, dataset, "edge", settings=settings)
+    recipe = {"dapt": asdict(config.dapt), "finetune": asdict(config.finetune)}
+    edge_recipe = {**recipe, "distill": asdict(config.distill), "variant": edge_onnx.chosen}
+    with timed("gate", stages_s):
+        cloud = _bundle("cloud", cloud_onnx, cloud_heat, dataset, recipe, out / "cloud-bundle")
+        edge = _bundle("edge", edge_onnx, edge_heat, dataset, edge_recipe, out / "edge-bundle")
+        ratio = gate.latency_ratio(edge_onnx, cloud_onnx)
+        checks = gate.run(edge, cloud, ratio, dataset, config.limits, settings=settings)
+    figures = {"dapt": adapted, "finetune": tuned, "distill": student}
+    result = PipelineResult(
+        dataset, edge, cloud, checks, {k: dict(v.figures) for k, v in figures.items()}, stages_s
+    )
+    write_json(out / RUN, result.summary())
+    # What `firstline tune` takes up: the newest pair, its dataset and its times.
+    write_json(settings.home / RUN, result.summary())
+    return result
+
+
+def parse(arguments: list[str] | None = None) -> PipelineConfig:
+    """Command-line words -> the configuration."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--label-column", default="label")
+    parser.add_argument("--test", type=Path)
+    parser.add_argument("--unlabelled", type=Path, nargs="*", default=[])
+    parser.add_argument("--base", default="minilm", help="hub id, local folder, or minilm")
+    parser.add_argument("--epochs", type=float, help="of fine-tuning and distillation, at most")
+    parser.add_argument("--dapt-epochs", type=float)
+    parser.add_argument("--student-layers", type=int)
+    parser.add_argument("--num-workers", type=int, default=1)
+    given = parser.parse_args(arguments)
+    return configure(**vars(given))
+
+
+def configure(
+    *,
+    data: Path,  # noqa: F811 - the option's own name
+    text_column: str = "text",
+    label_column: str = "label",
+    test: Path | None = None,
+    unlabelled: list[Path] | None = None,
+    base: str = "minilm",
+    epochs: float | None = None,
+    dapt_epochs: float | None = None,
+    student_layers: int | None = None,
+    num_workers: int = 1,
+) -> PipelineConfig:
+    """The few options that users set -> the configuration; None leaves a default."""
+    if num_workers < 1:
+        raise ConfigError(f"--num-workers is {num_workers}; one at least is needed.")
+
+    def given(**options: Any) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if value is not None}
+
+    return PipelineConfig(
+        data=_data_config(data, text_column, label_column, test, unlabelled or []),
+        dapt=dapt.DaptConfig(base=base, **given(epochs=dapt_epochs)),
+        finetune=finetune.FinetuneConfig(**given(epochs=epochs)),
+        distill=distill.DistillConfig(**given(epochs=epochs, layers=student_layers)),
+        compute=Compute(num_workers=num_workers),
+    )
+
+
+def _data_config(
+    path: Path, text: str, label: str, test: Path | None, unlabelled: list[Path]
+) -> data.DataConfig:
+    return data.DataConfig(
+        data=path, text_column=text, label_column=label, test=test, unlabelled=tuple(unlabelled)
+    )
+
+
+def main() -> None:
+    try:
+        settings = load_settings()
+        config = parse()
+        with connected(settings):
+            result = run(config, settings)
+    except FirstlineError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+    json.dump(result.summary(), sys.stdout, indent=2)
+
+
+if __name__ == "__main__":
+    main()
