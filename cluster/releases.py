@@ -85,6 +85,18 @@ def _check_pins(what: str, pins: Any, edge_sha256: str, cloud_sha256: str) -> No
         )
 
 
+def release_id(
+    edge_sha256: str,
+    cloud_sha256: str,
+    policy: Mapping[str, Any],
+    certificate: Mapping[str, Any],
+    prices: Mapping[str, Any],
+) -> str:
+    """The name of a release: the same parts give the same id."""
+    parts = [edge_sha256, cloud_sha256, dict(policy), dict(certificate), dict(prices)]
+    return f"r-{sha256_json(parts)[:10]}"
+
+
 def create_release(
     settings: Settings,
     *,
@@ -107,8 +119,8 @@ def create_release(
         )
     _check_pins("policy", policy.get("bundles"), edge.sha256, cloud.sha256)
     _check_pins("certificate", certificate.get("bundles"), edge.sha256, cloud.sha256)
-    identity = sha256_json([edge.sha256, cloud.sha256, policy, certificate, prices])
-    target = settings.releases_dir / f"r-{identity[:10]}"
+    identity = release_id(edge.sha256, cloud.sha256, policy, certificate, prices)
+    target = settings.releases_dir / identity
     if (target / MANIFEST).is_file():
         return load_release(settings, target.name)
     store_bundle(settings, edge)

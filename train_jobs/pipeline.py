@@ -24,7 +24,13 @@ from cluster.progress import Report, stage
 from cluster.settings import Settings, load_settings
 from serve_app.classifier import OnnxClassifier
 from train_jobs import calibrate, compress, dapt, data, distill, finetune, gate
+from train_jobs.compress import CompressConfig
+from train_jobs.dapt import DaptConfig
+from train_jobs.data import DataConfig
+from train_jobs.distill import DistillConfig
 from train_jobs.encoders import check_base
+from train_jobs.finetune import FinetuneConfig
+from train_jobs.gate import GateLimits
 from train_jobs.training import Compute
 
 _GOLDEN_ROWS: Final = 8
@@ -35,12 +41,12 @@ RUN: Final = "run.json"
 class PipelineConfig:
     """The configuration of every stage; the defaults are one recipe for any data."""
 
-    data: data.DataConfig
-    dapt: dapt.DaptConfig = field(default_factory=dapt.DaptConfig)
-    finetune: finetune.FinetuneConfig = field(default_factory=finetune.FinetuneConfig)
-    distill: distill.DistillConfig = field(default_factory=distill.DistillConfig)
-    compress: compress.CompressConfig = field(default_factory=compress.CompressConfig)
-    limits: gate.GateLimits = field(default_factory=gate.GateLimits)
+    data: DataConfig
+    dapt: DaptConfig = field(default_factory=DaptConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
+    limits: GateLimits = field(default_factory=GateLimits)
     compute: Compute = field(default_factory=Compute)
 
 
@@ -173,7 +179,7 @@ def parse(arguments: list[str] | None = None) -> PipelineConfig:
 
 def configure(
     *,
-    data: Path,  # noqa: F811 - the option's own name
+    data: Path,
     text_column: str = "text",
     label_column: str = "label",
     test: Path | None = None,
@@ -193,17 +199,17 @@ def configure(
 
     return PipelineConfig(
         data=_data_config(data, text_column, label_column, test, unlabelled or []),
-        dapt=dapt.DaptConfig(base=base, **given(epochs=dapt_epochs)),
-        finetune=finetune.FinetuneConfig(**given(epochs=epochs)),
-        distill=distill.DistillConfig(**given(epochs=epochs, layers=student_layers)),
+        dapt=DaptConfig(base=base, **given(epochs=dapt_epochs)),
+        finetune=FinetuneConfig(**given(epochs=epochs)),
+        distill=DistillConfig(**given(epochs=epochs, layers=student_layers)),
         compute=Compute(num_workers=num_workers),
     )
 
 
 def _data_config(
     path: Path, text: str, label: str, test: Path | None, unlabelled: list[Path]
-) -> data.DataConfig:
-    return data.DataConfig(
+) -> DataConfig:
+    return DataConfig(
         data=path, text_column=text, label_column=label, test=test, unlabelled=tuple(unlabelled)
     )
 

@@ -284,9 +284,9 @@ FEELINGS: Final = (
 # the opposite one. The number says how often a group is used.
 EITHER: Final = (
     (40, ("{event}. {feel}.", "{feel}: {event}.", "{event}, so {feel}.", "{event} {when}.",
-          "{event} and {event}. {feel}.", "{feel}. {event}.",
-          "{feel}, {feel}. {event}.", "{event}. {event}. {feel}.", "about {thing}: {event}, {feel}.",
-          "{feel}!", "{event}!", "about {thing}: {feel}.")),
+          "{event} and {event}. {feel}.", "{feel}. {event}.", "{feel}, {feel}. {event}.",
+          "{event}. {event}. {feel}.", "about {thing}: {event}, {feel}.", "{feel}!", "{event}!",
+          "about {thing}: {feel}.")),
     (22, ("{unevent}, but {event}.", "{event}, even though {unevent}.",
           "although {unevent}, {event}.", "{event}, although {unevent}. {feel}.",
           "{unevent}, but {event}, and {feel}.", "{unevent}. but {event}. {feel}.",
@@ -474,7 +474,7 @@ class _Writer:
         """Contractions, capital letters and full stops, as careful or careless as people are."""
         if self._rng.random() < _CONTRACTED_SHARE:
             for long, short in _CONTRACTIONS:
-                text = text.replace(long, short)
+                text = re.sub(rf"\b{long}\b", short, text)
         text = _SENTENCE.sub(lambda start: start.group().upper(), text)
         manner = self._rng.random()
         if manner < _LOWER_SHARE:

@@ -30,9 +30,8 @@ from train_jobs.samples import (
 PINNED = [
     "Your form asks whether the shoes have lasted longer than my last pair. Where do I answer? "
     "Many thanks in advance.",
-    "The old card expired before the new one came, yet I won't hesitate to come back. "
-    "Sorry to bother you.",
-    "About the jacket: how do I return a gift? You can call me at lunch time.",
+    "I cant say Im unhappy never mind that everything in the box was broken",
+    "I have been with you since 2009. How do I return a gift?",
 ]
 
 
@@ -132,7 +131,7 @@ def test_single_words_do_not_solve_it() -> None:
     texts, labels = [row.text for row in rows], [row.label.value for row in rows]
     words = make_pipeline(TfidfVectorizer(), LogisticRegression(C=3.0, max_iter=500))
     words.fit(texts[:4_000], labels[:4_000])
-    assert 0.70 < words.score(texts[4_000:], labels[4_000:]) < 0.88
+    assert 0.70 < words.score(texts[4_000:], labels[4_000:]) < 0.90
 
 
 def test_negation_is_no_sign_of_anger() -> None:
