@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -43,8 +44,11 @@ from serve_app.app import ROUTER, ROUTER_APP, ServeConfig, release_app
 log = logging.getLogger(__name__)
 
 STATE: Final = "service.json"
+TOKEN: Final = "ray.token"
 LOG: Final = "service.log"
 WAIT_S: Final = 180.0
+_AUTH_MODE: Final = "RAY_AUTH_MODE"
+_AUTH_PATH: Final = "RAY_AUTH_TOKEN_PATH"
 _POLL_S: Final = 0.2
 _STOP_WAIT_S: Final = 60.0
 _MARKER: Final = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
@@ -60,7 +64,8 @@ class ServiceInfo(BaseModel):
     """Where a service is: the content of service.json.
 
     `keeper_pid` is None where the cluster is somebody else's; `keeper_started` is the kernel's
-    start time of that process, so that a reused pid is not taken for it.
+    start time of that process, so that a reused pid is not taken for it. `token_path` is where
+    the cluster's Ray token lies, never the token.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +78,7 @@ class ServiceInfo(BaseModel):
     keeper_pid: int | None = None
     keeper_started: int | None = None
     haproxy_dir: Path | None = None
+    token_path: Path | None = None
     config: ServeConfig
     started_at: str
 
@@ -316,13 +322,46 @@ def _serving(
     # Below /tmp, since a socket's path may have 107 bytes, and Serve adds a node's id of 56.
     haproxy_dir = Path(tempfile.mkdtemp(prefix="fl-", dir="/tmp"))
     os.environ.update(_serve_environment(haproxy_dir))
+    token_path = _make_token(settings)
     try:
+        _use_token(token_path)
         connect(settings, num_cpus=max(os.cpu_count() or 1, config.cpus_for_promotion))
         yield _deploy_first(settings, release_id, config, haproxy_dir, wait_s)
     finally:
         _shut_down()
         _sweep(haproxy_dir)
         (settings.home / STATE).unlink(missing_ok=True)
+        if token_path is not None:
+            token_path.unlink(missing_ok=True)
+
+
+def _make_token(settings: Settings) -> Path | None:
+    """A new Ray token for this cluster alone, mode 0600; None where the user set RAY_AUTH_MODE.
+
+    Ray 2.60 asks for a token on every cluster that `ray.init` starts, by default one in
+    ~/.ray/auth_token, which all clusters of the user share. With one of its own, this cluster's
+    token opens no other, and the commands that join it need nothing from outside `home`.
+    """
+    if _AUTH_MODE in os.environ:
+        return None
+    path = settings.home / TOKEN
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return path
+
+
+def _use_token(path: Path | None) -> None:
+    """Lets this process, and those that it starts, speak with the cluster of that token."""
+    if path is None:
+        return
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    os.environ[_AUTH_MODE] = "token"
+    os.environ[_AUTH_PATH] = str(path)
+    # Both are cached when Ray is imported; ray.init refreshes them this way too.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _serve_environment(haproxy_dir: Path) -> dict[str, str]:
@@ -370,6 +409,7 @@ def _deploy_first(
         keeper_pid=os.getpid() if haproxy_dir else None,
         keeper_started=_started(os.getpid()) if haproxy_dir else None,
         haproxy_dir=haproxy_dir,
+        token_path=_token_in_use(settings) if haproxy_dir else None,
         config=config,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -380,6 +420,11 @@ def _deploy_first(
     _wait_routed(info, release_id, wait_s)
     _write(settings, info)
     return info
+
+
+def _token_in_use(settings: Settings) -> Path | None:
+    path = settings.home / TOKEN
+    return path if os.environ.get(_AUTH_PATH) == str(path) else None
 
 
 def _join_address(gcs_address: str, local: bool) -> str:
@@ -525,14 +570,20 @@ def _connected(settings: Settings, info: ServiceInfo) -> Iterator[None]:
     """A driver in the service's cluster, for as long as the block takes."""
     import ray
 
-    before = ray.is_initialized()
-    if not before:
-        connect(settings.model_copy(update={"ray_address": info.ray_address}))
+    if ray.is_initialized():
+        yield
+        return
+    kept = {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_PATH)}
+    _use_token(info.token_path)
     try:
+        connect(settings.model_copy(update={"ray_address": info.ray_address}))
         yield
     finally:
-        if not before:
-            ray.shutdown()
+        ray.shutdown()
+        for name, value in kept.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _shut_down() -> None:
