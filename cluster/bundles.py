@@ -185,6 +185,12 @@ def load_bundle(path: Path, sha256: str | None = None) -> ModelBundle:
             )
     if missing := {MODEL, TOKENIZER, GOLDEN} - set(manifest.files):
         raise BundleError(f"The bundle {path} lists no {', '.join(sorted(missing))}.")
+    # An ONNX model may name a file beside it for its weights; nothing unhashed may stand there.
+    if added := {item.name for item in path.iterdir()} - {*manifest.files, MANIFEST}:
+        raise BundleError(
+            f"The bundle {path} holds {', '.join(sorted(added))}, which its manifest does not "
+            "list. Delete what is not part of it, or fetch it again from the registry."
+        )
     identity = sha256_json(manifest.model_dump(mode="json"))
     if sha256 is not None and identity != sha256:
         raise BundleError(

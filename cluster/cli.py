@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -109,8 +110,7 @@ def train(
         unlabelled=unlabelled, base=base, epochs=epochs, dapt_epochs=dapt_epochs,
         student_layers=student_layers, num_workers=num_workers,
     )  # fmt: skip
-    with connected(settings):
-        result = run(config, settings)
+    result = run(config, settings)
     if as_json:
         _print(result.summary())
         return
@@ -137,6 +137,7 @@ def _tuned(settings: Settings, config: Any) -> Any:
     from cluster.registry import register_release
     from train_jobs.data import load_dataset
     from train_jobs.pipeline import timed
+    from tune.certify import require_rows
     from tune.release import SPLITS, Pair, Split, certified, make, sweep, tables
 
     last = _last_run(settings)
@@ -147,6 +148,7 @@ def _tuned(settings: Settings, config: Any) -> Any:
         dataset.fingerprint,
     )
     pair.check()
+    require_rows(dataset.rows["certify"], "certify", config.risk, config.confidence)
     splits = {
         name: Split([r.message for r in rows], [str(r.label) for r in rows])
         for name in SPLITS
@@ -188,9 +190,10 @@ def tune(
     from serve_app.cost import Prices
     from tune.release import TuneConfig
 
-    if edge_usd <= 0 or cloud_usd <= 0:
+    if not (0 < edge_usd < inf and 0 < cloud_usd < inf):
         raise ConfigError(
-            f"Prices must be above zero; --edge-usd is {edge_usd}, --cloud-usd {cloud_usd}."
+            "Prices must be above zero and finite; "
+            f"--edge-usd is {edge_usd}, --cloud-usd {cloud_usd}."
         )
     prices = Prices(edge_usd=edge_usd, cloud_usd=cloud_usd)
     report = _tuned(
@@ -435,11 +438,12 @@ def _url(settings: Settings, url: str | None) -> str:
 def _read_texts(
     file: Path, text_column: str, label_column: str | None
 ) -> tuple[list[str], list[str]]:
+    from serve_app.text import normalise
     from train_jobs.data import read_rows
 
     columns = [text_column, *([label_column] if label_column else [])]
     rows = [values for _, values in read_rows(file, columns)]
-    return [row[0] for row in rows], [row[1] for row in rows] if label_column else []
+    return [row[0] for row in rows], [normalise(row[1]) for row in rows] if label_column else []
 
 
 @app.command()

@@ -50,13 +50,21 @@ def read_json(path: Path) -> Any:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yields a scratch folder that becomes `target` if the block ends well, and vanishes if not."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    scratch = _beside(target)
     try:
         yield scratch
         scratch.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.replace(target)
+        if target.exists():  # moved aside, not deleted in place, which could stop half-way
+            old = _beside(target)
+            target.replace(old)
+            scratch.replace(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            scratch.replace(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def _beside(target: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.bundles import ModelBundle
-from cluster.errors import ReleaseError
+from cluster.errors import FirstlineError, ReleaseError
 from cluster.files import new_folder
 from cluster.releases import Release, bundle_path, load_release
 from cluster.settings import Settings
@@ -152,17 +152,26 @@ def fetch_release(settings: Settings, release_id: str) -> Release:
     Raises:
         ReleaseError: unknown, broken, or made of parts that do not fit.
     """
-    if not (settings.releases_dir / release_id).is_dir():
-        mlflow = client(settings)
-        for version in _versions(mlflow, _RELEASES):
-            if version.tags["firstline.id"] == release_id:
-                _download(mlflow, version, settings.releases_dir / release_id)
-                for role in ("edge", "cloud"):
-                    wanted = version.tags[f"firstline.{role}"]
-                    for item in _versions(mlflow, f"firstline-{role}"):
-                        if item.tags["firstline.sha256"] == wanted:
-                            _fetched(settings, mlflow, item)
+    try:
+        return load_release(settings, release_id)
+    except FirstlineError:
+        _fetch_missing(settings, release_id)
     return load_release(settings, release_id)
+
+
+def _fetch_missing(settings: Settings, release_id: str) -> None:
+    """Brings whatever part of a release is not on this disk; each part comes whole or not."""
+    mlflow = client(settings)
+    for version in _versions(mlflow, _RELEASES):
+        if version.tags["firstline.id"] != release_id:
+            continue
+        for role in ("edge", "cloud"):
+            wanted = version.tags[f"firstline.{role}"]
+            for item in _versions(mlflow, f"firstline-{role}"):
+                if item.tags["firstline.sha256"] == wanted:
+                    _fetched(settings, mlflow, item)
+        if not (settings.releases_dir / release_id).is_dir():
+            _download(mlflow, version, settings.releases_dir / release_id)
 
 
 def promote(settings: Settings, release_id: str) -> str | None:

@@ -57,16 +57,23 @@ def load_settings(home: Path | None = None) -> Settings:
     Raises:
         ConfigError: an unknown FIRSTLINE_ variable, or a value of the wrong type.
     """
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    for name in os.environ:
-        if name.startswith(PREFIX) and name not in known:
+    known = sorted(name.upper() for name in Settings.model_fields)
+    shown = ", ".join(f"{PREFIX}{name}" for name in known)
+    for variable in os.environ:
+        name = variable.removeprefix(PREFIX)
+        if variable.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(sorted(known))}."
-            raise ConfigError(f"The environment has {name}, which Firstline does not know.{hint}")
+            hint = f"Did you mean {PREFIX}{near[0]}?" if near else f"Known: {shown}."
+            raise ConfigError(
+                f"The environment has {variable}, which Firstline does not know. {hint}"
+            )
     try:
         settings = Settings() if home is None else Settings(home=home)
     except ValidationError as error:
-        found = "; ".join(f"{PREFIX}{e['loc'][0]}: {e['msg']}".upper() for e in error.errors())
+        found = "; ".join(
+            f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}, found {e['input']!r}"
+            for e in error.errors()
+        )
         raise ConfigError(f"The environment cannot be used: {found}") from None
     root = settings.home.expanduser().absolute()
     if _JOB_FOLDER in root.parts:

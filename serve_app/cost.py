@@ -8,7 +8,7 @@ from serve_app.contracts import Route
 class Prices(BaseModel):
     """USD per message and tier. The defaults are the published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     edge_usd: float = Field(0.001, gt=0)
     cloud_usd: float = Field(0.0136, gt=0)

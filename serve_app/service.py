@@ -44,7 +44,7 @@ from serve_app.app import ROUTER, ROUTER_APP, ServeConfig, release_app
 log = logging.getLogger(__name__)
 
 STATE: Final = "service.json"
-TOKEN: Final = "ray.token"
+TOKEN: Final = "ray.token"  # noqa: S105 - a file name
 LOG: Final = "service.log"
 WAIT_S: Final = 180.0
 _AUTH_MODE: Final = "RAY_AUTH_MODE"
@@ -219,8 +219,7 @@ def stop(settings: Settings, wait_s: float = _STOP_WAIT_S) -> bool:
         _leave_cluster(settings, info)
     else:
         _stop_keeper(info, wait_s)
-    _sweep(info.haproxy_dir)
-    (settings.home / STATE).unlink(missing_ok=True)
+    _forget(settings, info)
     if info.keeper_pid is not None and _is_taken(info.host, info.port):
         raise ServiceError(
             f"The service was stopped, but port {info.port} on {info.host} is still held by "
@@ -246,8 +245,7 @@ def _check_startable(settings: Settings, release_id: str, config: ServeConfig) -
             "it with `firstline releases promote`, or end it with `firstline stop`."
         )
     if info is not None:
-        _sweep(info.haproxy_dir)
-        (settings.home / STATE).unlink(missing_ok=True)
+        _forget(settings, info)
     if not _cluster_address(settings) and _is_taken(config.host, config.port):
         raise ServiceError(
             f"Port {config.port} on {config.host} is taken by another process. Choose another one "
@@ -355,7 +353,7 @@ def _use_token(path: Path | None) -> None:
     """Lets this process, and those that it starts, speak with the cluster of that token."""
     if path is None:
         return
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     os.environ[_AUTH_MODE] = "token"
     os.environ[_AUTH_PATH] = str(path)
@@ -668,6 +666,14 @@ def _sweep(haproxy_dir: Path | None) -> None:
         while _marked(haproxy_dir) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
     shutil.rmtree(haproxy_dir, ignore_errors=True)
+
+
+def _forget(settings: Settings, info: ServiceInfo) -> None:
+    """Removes every trace of a service whose keeper is gone."""
+    _sweep(info.haproxy_dir)
+    if info.token_path is not None:
+        info.token_path.unlink(missing_ok=True)
+    (settings.home / STATE).unlink(missing_ok=True)
 
 
 def _marked(haproxy_dir: Path) -> list[int]:

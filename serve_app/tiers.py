@@ -5,7 +5,6 @@ ready, so one that computes something else on its CPU never answers anyone.
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -94,10 +93,6 @@ class Tier:
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising makes it replace the replica."""
         await self._off_loop(self._model.check)
-
-    async def pid(self) -> int:
-        """The process, for whoever wants to see what happens when it dies."""
-        return os.getpid()
 
     async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)

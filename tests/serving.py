@@ -55,6 +55,4 @@ class Pair:
 
 def make_pair(folder: Path, *, cloud_nan_word: str | None = None) -> Pair:
     """A toy edge and cloud; the cloud may answer NaN to one word."""
-    return Pair(
-        make_bundle(folder, "edge"), make_bundle(folder, "cloud", nan_word=cloud_nan_word)
-    )
+    return Pair(make_bundle(folder, "edge"), make_bundle(folder, "cloud", nan_word=cloud_nan_word))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F  # noqa: N812 - the field's own name for it
 from transformers import AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling
 
 from cluster.bundles import TOKENIZER
@@ -20,7 +21,7 @@ from cluster.settings import Settings
 from cluster.tracking import log_stage
 from serve_app.text import TextTokenizer
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.encoders import max_tokens, resolve_base, save_tokenizer
+from train_jobs.encoders import max_tokens, resolve_base, save_tokenizer, vocabulary_logits
 from train_jobs.training import (
     Compute,
     Fit,
@@ -37,6 +38,8 @@ from train_jobs.training import (
     set_threads,
 )
 
+_NOT_MASKED = -100
+
 
 @dataclass(frozen=True, kw_only=True)
 class DaptConfig:
@@ -50,6 +53,29 @@ class DaptConfig:
     batch_size: int = 32
     masked_share: float = 0.15
     judged_rows: int = 500
+
+
+class MaskedLm(torch.nn.Module):
+    """A masked-language model that asks its head about the masked positions only.
+
+    The head speaks 30,000 words and costs as much as the encoder. On every position it is half of
+    a step; on the 15% that are masked, a tenth.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Labels (batch, tokens) are -100 where nothing was masked, as the collator makes them."""
+        hidden = self.inner.base_model(input_ids=input_ids, attention_mask=attention_mask)[0]
+        masked = labels != _NOT_MASKED
+        logits = vocabulary_logits(self.inner, hidden[masked]).float()
+        # A batch of very short texts may have nothing masked: a loss of zero, not of NaN.
+        loss = F.cross_entropy(logits, labels[masked], reduction="sum") / masked.sum().clamp(min=1)
+        return {"loss": loss}
 
 
 class _MlmTrainer(PlateauTrainer):
@@ -91,7 +117,7 @@ def loop(config: dict[str, Any]) -> None:
 
     def trainer(fit: Fit) -> _MlmTrainer:
         return _MlmTrainer(
-            model=model,
+            model=MaskedLm(model),
             args=arguments(fit, scratch, config["seed"], loss_only=True),
             train_dataset=TokenRows([ids[i] for i in fitted]),
             eval_dataset=TokenRows([ids[i] for i in validated]),
@@ -127,7 +153,7 @@ def loop(config: dict[str, Any]) -> None:
         "judged_rows": float(len(judged)),
         "new_head": float(new_head),
     }
-    finish(full, source, figures, history + full.state.log_history)
+    finish(full, model, source, figures, history + full.state.log_history)
 
 
 def run(

@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.bundles import DatasetRef
-from cluster.errors import DataError
+from cluster.errors import DataError, FirstlineError
 from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, silent
 from cluster.settings import Settings, load_settings
 from serve_app.contracts import Message
-from serve_app.text import dedup_key, prepare
+from serve_app.text import dedup_key, normalise, prepare
 
 SPLITS: Final = ("dapt", "train", "calibration", "tune", "certify", "test")
 MIN_ROWS_PER_CLASS: Final = 10
@@ -96,7 +96,14 @@ def load_dataset(path: Path) -> Dataset:
     """A dataset that `build` has finished."""
     if not (path / MANIFEST).is_file():
         raise DataError(f"{path} is not a finished dataset: it has no {MANIFEST}.")
-    return Dataset(path=path, **read_json(path / MANIFEST))
+    try:
+        found = read_json(path / MANIFEST)
+        return Dataset(path=path, **{**found, "labels": tuple(found["labels"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path / MANIFEST} cannot be read ({error}). Delete the folder and run "
+            "`firstline train` again."
+        ) from None
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -108,6 +115,11 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         header = next(reader, None)
         if header is None:
             return
+        if doubled := [name for name, count in Counter(header).items() if name and count > 1]:
+            raise DataError(
+                f"{path} has the column {doubled[0]!r} more than once, so it is unclear which is "
+                "meant. Rename or delete one."
+            )
         for cells in reader:
             if not cells:
                 continue
@@ -147,7 +159,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:  # OSError: a page that cannot be decompressed
         raise DataError(f"{path} is not a Parquet file that can be read: {error}") from None
 
 
@@ -157,6 +169,14 @@ _READERS: Final[dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]
     ".ndjson": _read_jsonl,
     ".parquet": _read_parquet,
 }
+
+
+def _cell(value: Any, where: str) -> str:
+    if isinstance(value, list | dict | bytes):
+        raise DataError(
+            f"{where}: a {type(value).__name__} was found, a string or a number expected."
+        )
+    return "" if value is None else str(value)
 
 
 def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -182,9 +202,8 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, list[st
                     f"{path}, line {number}: no column {missing[0]!r}. Found: "
                     f"{', '.join(map(str, row))}. Use --text-column and --label-column."
                 )
-            values = ["" if row[name] is None else str(row[name]) for name in names]
             seen += 1
-            yield number, values
+            yield number, [_cell(row[name], f"{path}, line {number}, {name!r}") for name in names]
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start} "
@@ -221,7 +240,7 @@ def _labelled(path: Path, config: DataConfig, notes: Counter[str], report: Repor
     """Prepared, deduplicated rows of one file; the first of two equal texts stays."""
     rows: dict[str, Row] = {}
     for number, (raw, label) in read_rows(path, (config.text_column, config.label_column)):
-        message, label = prepare(raw), label.strip()
+        message, label = prepare(raw), normalise(label)
         if not message.text or not label:
             raise DataError(
                 f"{path}, line {number}: the {'text' if not message.text else 'label'} is empty. "
@@ -245,6 +264,11 @@ def _labelled(path: Path, config: DataConfig, notes: Counter[str], report: Repor
 
 def _check_classes(rows: list[Row], path: Path) -> tuple[str, ...]:
     counts = Counter(str(row.label) for row in rows)
+    if not counts:
+        raise DataError(
+            f"No row of {path} is left to train on: every text is in the test file too, or could "
+            "not be searched for personal data. Give a test file of other messages."
+        )
     if len(counts) < 2:
         raise DataError(
             f"{path} has one class only ({next(iter(counts))!r}, {len(rows)} rows). A classifier "
@@ -352,8 +376,7 @@ def build(config: DataConfig, settings: Settings, report: Report = silent) -> Da
                 "notes": dict(notes),
             }
             write_json(folder / MANIFEST, manifest)
-    dataset = load_dataset(target)
-    return Dataset(target, tuple(dataset.labels), fingerprint, dataset.rows, dataset.notes)
+    return load_dataset(target)
 
 
 def main() -> None:
@@ -363,7 +386,11 @@ def main() -> None:
     parser.add_argument("--label-column", default="label")
     parser.add_argument("--test", type=Path)
     parser.add_argument("--unlabelled", type=Path, nargs="*", default=[])
-    dataset = build(DataConfig.model_validate(vars(parser.parse_args())), load_settings())
+    try:
+        dataset = build(DataConfig.model_validate(vars(parser.parse_args())), load_settings())
+    except FirstlineError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
     json.dump({"path": str(dataset.path), "rows": dict(dataset.rows),
                "notes": dict(dataset.notes)}, sys.stdout, indent=2)  # fmt: skip
 

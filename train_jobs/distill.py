@@ -176,7 +176,7 @@ def loop(config: dict[str, Any]) -> None:
         "validation_rows": float(len(validated)),
         "epochs": float(trainer.state.epoch or 0),
     }
-    finish(trainer, source, figures, trainer.state.log_history)
+    finish(trainer, student, source, figures, trainer.state.log_history)
 
 
 def run(

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -68,6 +69,11 @@ def max_tokens(source: str) -> int:
     return min(MAX_TOKENS, usable)
 
 
+def layer_count(source: str) -> int:
+    """How many layers an encoder has, which a student takes its own from."""
+    return int(AutoConfig.from_pretrained(source).num_hidden_layers)
+
+
 def save_tokenizer(source: str, folder: Path) -> None:
     """Writes the tokenizer, its `tokenizer.json` included, beside a saved model."""
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -83,6 +89,15 @@ def load_classifier(source: str, labels: Sequence[str]) -> Any:
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
     )
+
+
+def vocabulary_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """A masked-language model's head alone: hidden states (n, width) -> logits (n, vocabulary)."""
+    if model.config.model_type == "distilbert":
+        hidden = model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
+        return model.vocab_projector(hidden)  # type: ignore[no-any-return]
+    head = model.lm_head if model.config.model_type == "roberta" else model.cls
+    return head(hidden)  # type: ignore[no-any-return]
 
 
 def layers_of(model: Any) -> nn.ModuleList:

@@ -112,7 +112,7 @@ def loop(config: dict[str, Any]) -> None:
         "validation_rows": float(len(validated)),
         "epochs": float(whole.state.epoch or 0),
     }
-    finish(whole, source, figures, head.state.log_history + whole.state.log_history)
+    finish(whole, model, source, figures, head.state.log_history + whole.state.log_history)
 
 
 def run(

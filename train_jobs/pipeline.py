@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +29,10 @@ from train_jobs.compress import CompressConfig
 from train_jobs.dapt import DaptConfig
 from train_jobs.data import DataConfig
 from train_jobs.distill import DistillConfig
-from train_jobs.encoders import check_base
+from train_jobs.encoders import check_base, layer_count
 from train_jobs.finetune import FinetuneConfig
 from train_jobs.gate import GateLimits
-from train_jobs.training import Compute
+from train_jobs.training import Compute, holdout
 
 _GOLDEN_ROWS: Final = 8
 RUN: Final = "run.json"
@@ -114,17 +115,29 @@ def _bundle(
 
 
 def run(config: PipelineConfig, settings: Settings) -> PipelineResult:
-    """Runs every stage on the connected Ray; registers the pair, or nothing.
+    """Runs every stage; registers the pair, or nothing. What can be refused is, before Ray starts.
 
     Raises:
         FirstlineError: any stage's refusal.
     """
-    check_base(config.dapt.base)
-    out = settings.home / "runs" / uuid.uuid4().hex[:8]
+    source = check_base(config.dapt.base)
+    distill.evenly_spaced(config.distill.layers, layer_count(source))
     stages_s: dict[str, float] = {}
-    common: dict[str, Any] = {"settings": settings, "compute": config.compute}
     with timed("data", stages_s) as report:
         dataset = data.build(config.data, settings, report)
+        holdout([row.key for row in dataset.read("train")])
+    with connected(settings):
+        return _trained(config, dataset, stages_s, settings)
+
+
+def _trained(
+    config: PipelineConfig,
+    dataset: data.Dataset,
+    stages_s: dict[str, float],
+    settings: Settings,
+) -> PipelineResult:
+    out = settings.home / "runs" / uuid.uuid4().hex[:8]
+    common: dict[str, Any] = {"settings": settings, "compute": config.compute}
     with timed("dapt", stages_s) as report:
         adapted = dapt.run(config.dapt, dataset, out / "dapt", report=report, **common)
     with timed("finetune", stages_s) as report:
@@ -193,6 +206,9 @@ def configure(
     """The few options that users set -> the configuration; None leaves a default."""
     if num_workers < 1:
         raise ConfigError(f"--num-workers is {num_workers}; one at least is needed.")
+    for name, value in (("--epochs", epochs), ("--dapt-epochs", dapt_epochs)):
+        if value is not None and not 0 < value < inf:
+            raise ConfigError(f"{name} is {value}; a number above zero is needed, such as 3.")
 
     def given(**options: Any) -> dict[str, Any]:
         return {name: value for name, value in options.items() if value is not None}
@@ -217,9 +233,7 @@ def _data_config(
 def main() -> None:
     try:
         settings = load_settings()
-        config = parse()
-        with connected(settings):
-            result = run(config, settings)
+        result = run(parse(), settings)
     except FirstlineError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None

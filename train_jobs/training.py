@@ -247,8 +247,13 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((np.argmax(logits, axis=-1) == prediction.label_ids).mean())}
 
 
-def finish(trainer: Trainer, tokenizer_source: str, figures: Mapping[str, float],
-           history: Sequence[Mapping[str, Any]]) -> None:  # fmt: skip
+def finish(
+    trainer: Trainer,
+    model: Any,
+    tokenizer_source: str,
+    figures: Mapping[str, float],
+    history: Sequence[Mapping[str, Any]],
+) -> None:
     """Rank 0 saves model, tokenizer and history; every rank reports, as Ray Train asks."""
     from ray import train as ray_train
 
@@ -258,7 +263,7 @@ def finish(trainer: Trainer, tokenizer_source: str, figures: Mapping[str, float]
         checkpoint = None
         if trainer.is_world_process_zero():
             folder = Path(name)
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+            model.save_pretrained(folder)
             save_tokenizer(tokenizer_source, folder)
             write_json(folder / HISTORY, {"figures": dict(figures), "history": list(history)})
             checkpoint = ray_train.Checkpoint.from_directory(name)

@@ -1,0 +1,330 @@
+"""The service as a user runs it: a keeper, its Ray, HAProxy, throughput mode, real HTTP.
+
+One service for the module, on a toy release whose cloud answers NaN to one word.
+"""
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.audit import AuditRecord, FeedbackRecord, read
+from cluster.errors import ServiceError
+from cluster.settings import Settings
+from serve_app import service
+from serve_app.api import ErrorOut
+from serve_app.app import ServeConfig, TierConfig
+from serve_app.service import ServiceInfo
+from tests.serving import make_pair, make_release
+from tests.toys import message
+
+pytestmark = pytest.mark.timeout(280)
+
+POISON = "friendly"
+EASY = message("negative")
+HARD = message("negative", hard=True)
+PINNED = message("negative", hard=True, extra="jo@example.com")
+# One second is shorter than a cloud replica needs to come back, so its death shows.
+CONFIG = {
+    "edge": TierConfig(
+        max_replicas=2, upscale_delay_s=1, downscale_delay_s=2, look_back_s=2, timeout_s=20
+    ),
+    "cloud": TierConfig(max_replicas=1, timeout_s=1),
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    settings: Settings
+    info: ServiceInfo
+    other_release: str
+    http: httpx.Client
+
+    def classify(self, *texts: str, **flags: bool) -> list[dict[str, Any]]:
+        response = self.http.post("/v1/classify", json={"texts": texts, **flags})
+        assert response.status_code == 200, response.text
+        answers: list[dict[str, Any]] = response.json()["answers"]
+        return answers
+
+    def pids(self, title: str) -> list[int]:
+        """The processes of this service whose title matches."""
+        assert self.info.haproxy_dir is not None
+        marked = service._marked(self.info.haproxy_dir)
+        return [pid for pid in marked if re.search(title, process_title(pid))]
+
+
+def process_title(pid: int) -> str:
+    """Empty if it has ended since it was listed."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: Callable[[], bool], within_s: float = 40.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if what():
+            return True
+        time.sleep(0.2)
+    return what()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("serve")
+    settings = Settings(home=folder / "home")
+    pair = make_pair(folder / "bundles", cloud_nan_word=POISON)
+    first = make_release(settings, pair.edge, pair.cloud)
+    second = make_release(settings, pair.edge, pair.cloud, threshold=0.8)
+    config = ServeConfig(port=free_port(), **CONFIG)
+    info = service.start(settings, first.id, config)
+    try:
+        with httpx.Client(base_url=info.url, timeout=30) as http:
+            yield Running(settings, info, second.id, http)
+    finally:
+        service.stop(settings)
+        assert info.haproxy_dir is not None
+        assert service._marked(info.haproxy_dir) == [], "a process was left behind"
+        assert not service._is_taken(info.host, info.port)
+        left = {path.name for path in settings.home.iterdir()}
+        assert not left & {service.STATE, service.TOKEN}
+
+
+@dataclass
+class Traffic:
+    statuses: Counter[str] = field(default_factory=Counter)
+    releases: Counter[str] = field(default_factory=Counter)
+    ids: set[str] = field(default_factory=set)
+
+
+@contextmanager
+def traffic(running: Running, threads: int, texts: list[str]) -> Iterator[Traffic]:
+    """Requests from several clients for as long as the block lasts."""
+    seen, over, lock = Traffic(), threading.Event(), threading.Lock()
+
+    def send() -> None:
+        with httpx.Client(base_url=running.info.url, timeout=30) as http:
+            while not over.is_set():
+                try:
+                    response = http.post("/v1/classify", json={"texts": texts})
+                    answers = response.json()["answers"] if response.is_success else []
+                    kind = str(response.status_code)
+                except httpx.HTTPError as error:
+                    answers, kind = [], repr(error)
+                with lock:
+                    seen.statuses[kind] += 1
+                    seen.releases.update(answer["release"] for answer in answers)
+                    seen.ids.update(answer["id"] for answer in answers)
+
+    workers = [threading.Thread(target=send) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        for worker in workers:
+            worker.join()
+
+
+def records(running: Running) -> dict[str, AuditRecord]:
+    found = read(running.settings.audit_dir)
+    return {record.id: record for record in found if isinstance(record, AuditRecord)}
+
+
+def test_easy_stays_hard_goes_and_both_are_right(running: Running) -> None:
+    easy, hard = running.classify(EASY, HARD)
+    assert (easy["route"], easy["reason"], easy["label"]) == ("edge", "trusted", "negative")
+    assert (hard["route"], hard["reason"], hard["label"]) == ("cloud", "escalated", "negative")
+    assert hard["cost_usd"] > easy["cost_usd"] > 0
+    assert easy["release"] == running.info.release
+
+
+def test_explain_and_route_only(running: Running) -> None:
+    explanation = running.classify(HARD, explain=True)[0]["explanation"]
+    assert explanation["trust"] < explanation["threshold"] == 0.9
+    assert abs(sum(explanation["probabilities"].values()) - 1) < 1e-9
+    preview = running.classify(HARD, route_only=True)[0]
+    assert (preview["route"], preview["label"]) == ("cloud", None)
+    assert preview["id"] not in records(running)
+
+
+def test_personal_data_stays_at_the_edge(running: Running) -> None:
+    answer = running.classify(PINNED)[0]
+    assert (answer["route"], answer["reason"]) == ("edge", "pii_pinned")
+
+
+def test_a_cloud_that_answers_nan_degrades_that_message_only(running: Running) -> None:
+    bad, good = running.classify(f"{POISON} {message('positive', hard=True)}", HARD)
+    assert (bad["degraded"], bad["reason"], bad["route"]) == (True, "cloud_failed", "edge")
+    assert (good["degraded"], good["route"]) == (False, "cloud")
+
+
+def test_every_answer_is_in_the_audit_log_without_its_text(running: Running) -> None:
+    answers = running.classify(EASY, HARD, PINNED)
+    found = records(running)
+    for answer in answers:
+        record = found[answer["id"]]
+        assert (record.route, record.reason) == (answer["route"], answer["reason"])
+    log = b"".join(path.read_bytes() for path in running.settings.audit_dir.glob("*.jsonl"))
+    assert b"jo@example.com" not in log
+    assert HARD.encode() not in log
+
+
+def test_feedback_reaches_the_log_and_the_monitor(running: Running) -> None:
+    answer = running.classify(EASY)[0]
+    body = {"id": answer["id"], "label": answer["label"]}
+    assert running.http.post("/v1/feedback", json=body).json() == {"accepted": True}
+    given = [one for one in read(running.settings.audit_dir) if isinstance(one, FeedbackRecord)]
+    assert (given[-1].id, given[-1].label) == (answer["id"], answer["label"])
+    assert wait_for(
+        lambda: running.http.get("/v1/stats").json()["accuracy"]["labelled"] >= 1, within_s=10
+    )
+
+
+def test_the_figures_follow_the_answers(running: Running) -> None:
+    before = running.http.get("/v1/stats").json()["messages_total"]
+    running.classify(*[EASY] * 7)
+    assert wait_for(
+        lambda: running.http.get("/v1/stats").json()["messages_total"] >= before + 7, within_s=10
+    )
+    metrics = running.http.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    assert 'firstline_messages_total{reason="trusted"}' in metrics.text
+    assert running.http.get("/v1/report").json()["stats"]["messages"] > 0
+
+
+def test_it_says_what_it_is_and_that_it_is_ready(running: Running) -> None:
+    assert running.http.get("/healthz").status_code == 200
+    assert running.http.get("/readyz").json() == {"status": "ready"}
+    release = running.http.get("/v1/release").json()
+    assert release["id"] == running.info.release
+    assert release["certificate"]["risk"] == 0.01
+    assert release["policy"]["bundles"] == release["bundles"]
+    assert "/v1/classify" in running.http.get("/docs").text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("POST", "/v1/classify", b"{", 400),
+        ("POST", "/v1/classify", b'{"texts": []}', 422),
+        ("POST", "/v1/classify", b'{"texts": [1]}', 422),
+        ("POST", "/v1/classify", b'{"texts": [" "]}', 422),
+        ("POST", "/v1/classify", b'{"texts": ["' + b"a" * 10_001 + b'"]}', 422),
+        ("POST", "/v1/classify", b"a" * (17 << 20), 413),
+        ("POST", "/v1/feedback", b'{"id": "x", "label": "negative"}', 422),
+        ("GET", "/v1/classify", None, 405),
+        ("GET", "/nothing", None, 404),
+    ],
+)
+def test_bad_input_has_one_shape_through_the_proxy(
+    running: Running, method: str, path: str, content: bytes | None, status: int
+) -> None:
+    response = running.http.request(
+        method, path, content=content, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == status
+    ErrorOut.model_validate_json(response.content)
+
+
+def test_a_second_start_and_a_taken_port_are_refused(running: Running, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="already served"):
+        service.start(running.settings, running.info.release, running.info.config)
+    elsewhere = Settings(home=tmp_path)
+    pair = make_pair(tmp_path / "bundles")
+    release = make_release(elsewhere, pair.edge, pair.cloud)
+    with pytest.raises(ServiceError, match=f"Port {running.info.port} "):
+        service.start(elsewhere, release.id, running.info.config)
+    assert not (tmp_path / service.STATE).exists()
+
+
+def test_it_listens_on_loopback_only(running: Running) -> None:
+    rows = [
+        row.split()
+        for name in ("tcp", "tcp6")
+        for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    listening = [local.split(":") for _, local, _, state, *_ in rows if state == "0A"]
+    hosts = {host for host, port in listening if int(port, 16) == running.info.port}
+    assert hosts == {"0100007F"}, "127.0.0.1 as the kernel writes it"
+
+
+def test_a_release_is_promoted_and_rolled_back_without_a_failed_request(running: Running) -> None:
+    with traffic(running, 2, [EASY]) as seen:
+        promoted = service.promote(running.settings, running.other_release)
+        time.sleep(0.5)
+        back = service.promote(running.settings, running.info.release)
+    assert promoted.previous == running.info.release
+    assert (back.release, back.previous) == (running.info.release, running.other_release)
+    assert set(seen.statuses) == {"200"}, seen.statuses
+    assert set(seen.releases) == {running.info.release, running.other_release}
+    assert seen.ids <= set(records(running))
+    state = service.status(running.settings)
+    assert state.ready
+    assert set(state.applications.values()) == {"RUNNING"}
+
+
+def test_an_edge_replica_is_added_under_load_and_removed_after(running: Running) -> None:
+    title = f"{running.info.release}:edge"
+    assert wait_for(lambda: len(running.pids(title)) == 1)
+    with traffic(running, 8, [EASY] * 64) as seen:
+        assert wait_for(lambda: len(running.pids(title)) == 2)
+    assert set(seen.statuses) == {"200"}, seen.statuses
+    assert wait_for(lambda: len(running.pids(title)) == 1)
+
+
+def test_an_edge_replica_that_dies_costs_no_request(running: Running) -> None:
+    title = f"{running.info.release}:edge"
+    with traffic(running, 2, [EASY]) as seen:
+        time.sleep(1)
+        dead = running.pids(title)
+        os.kill(dead[0], signal.SIGKILL)
+        assert wait_for(lambda: bool(set(running.pids(title)) - set(dead)))
+        time.sleep(2)
+    assert set(seen.statuses) == {"200"}, seen.statuses
+    assert seen.ids <= set(records(running))
+
+
+def test_a_dead_cloud_degrades_and_comes_back(running: Running) -> None:
+    for pid in running.pids(f"{running.info.release}:cloud"):
+        os.kill(pid, signal.SIGKILL)
+    hard, pinned = running.classify(HARD, PINNED)
+    assert (hard["degraded"], hard["reason"], hard["route"]) == (True, "cloud_failed", "edge")
+    assert (pinned["degraded"], pinned["reason"]) == (False, "pii_pinned")
+    assert wait_for(lambda: running.classify(HARD)[0]["route"] == "cloud")
+
+
+def test_a_keeper_that_is_killed_leaves_nothing_that_stop_does_not_find(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home")
+    pair = make_pair(tmp_path / "bundles")
+    release = make_release(settings, pair.edge, pair.cloud)
+    info = service.start(settings, release.id, ServeConfig(port=free_port()))
+    assert info.keeper_pid is not None
+    assert info.haproxy_dir is not None
+    os.kill(info.keeper_pid, signal.SIGKILL)
+    assert wait_for(lambda: not service.status(settings).running)
+    assert service.stop(settings)
+    assert service._marked(info.haproxy_dir) == []
+    assert not info.haproxy_dir.exists()
+    assert not service._is_taken(info.host, info.port)
+    assert not (settings.home / service.TOKEN).exists()
+    assert not service.stop(settings), "there is nothing left to stop"

@@ -1,0 +1,68 @@
+"""Configuration of the service: refused when it cannot hold, and one with serve.yaml."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app import app, service
+from serve_app.app import ReleaseArgs, Routed, RouterArgs, ServeConfig, TierConfig
+
+
+def test_a_tier_that_cannot_scale_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ValidationError, match="max_replicas is 1, less than min_replicas 2"):
+        TierConfig(min_replicas=2, max_replicas=1)
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValidationError, match="max_replica"):
+        TierConfig.model_validate({"max_replica": 3})
+
+
+def test_the_queue_of_a_tier_takes_at_least_one_whole_request() -> None:
+    with pytest.raises(ValidationError, match="max_queued"):
+        TierConfig(max_queued=255)
+
+
+def test_more_calls_are_out_than_one_replica_holds_so_that_load_shows() -> None:
+    tier = TierConfig(max_replicas=4)
+    assert tier.max_in_flight > tier.target_ongoing_requests * (tier.max_replicas - 1)
+
+
+@pytest.mark.parametrize("releases", [{}, {"a": 0.5}, {"a": 1.0, "b": 1.0}])
+def test_one_release_is_routed_with_its_whole_weight(releases: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="exactly one release"):
+        Routed(releases=releases)
+
+
+def test_a_promotion_always_finds_its_cpus() -> None:
+    tier = TierConfig(max_replicas=3, cpus=1)
+    config = ServeConfig(routers=2, router_cpus=0.5, edge=tier, cloud=tier)
+    assert config.cpus_for_promotion == 1 + 2 * (3 + 3)
+
+
+def test_serve_yaml_is_what_the_command_deploys() -> None:
+    file = Path(app.__file__).with_name("serve.yaml")
+    written: dict[str, Any] = yaml.safe_load(file.read_text())
+    ServeDeploySchema.model_validate(written)
+    config = ServeConfig()
+    assert written["http_options"] == {"host": config.host, "port": config.port}
+    made = service.applications(config, Path("/home"), ["latest"], routed="latest")
+    # The same applications, with nothing said that is a default.
+    builders: tuple[type[BaseModel], ...] = (ReleaseArgs, RouterArgs)
+    for ours, theirs, args in zip(made, written["applications"], builders, strict=True):
+        full = args.model_validate({**theirs.pop("args"), "home": "/home"})
+        assert full.model_dump(mode="json") == ours.pop("args")
+        assert theirs == ours
+
+
+def test_a_promotion_changes_nothing_of_the_router_but_its_user_config() -> None:
+    """A changed argument would give the router a new code version, and so new replicas."""
+    config, home = ServeConfig(), Path("/home")
+    before = service.applications(config, home, ["r-1", "r-2"], routed="r-1")[-1]
+    after = service.applications(config, home, ["r-1", "r-2"], routed="r-2")[-1]
+    assert before.pop("deployments") != after.pop("deployments")
+    assert before == after

@@ -1,0 +1,169 @@
+"""A bundle is loaded as it was written, byte for byte, or it is refused by what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.bundles import (
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    TOKENIZER,
+    DatasetRef,
+    Manifest,
+    ModelBundle,
+    load_bundle,
+    write_bundle,
+)
+from cluster.errors import BundleError
+from serve_app.classifier import OnnxClassifier
+from tests.toys import LABELS, make_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> ModelBundle:
+    return make_bundle(tmp_path, "edge")
+
+
+def rewrite(bundle: ModelBundle, **over: Any) -> None:
+    """Changes the manifest as somebody with an editor would."""
+    file = bundle.path / MANIFEST
+    file.write_text(json.dumps({**json.loads(file.read_text()), **over}))
+
+
+def test_a_bundle_comes_back_as_it_was_written(bundle: ModelBundle) -> None:
+    again = load_bundle(bundle.path, bundle.sha256)
+    assert again == bundle
+    assert again.manifest.labels == LABELS
+    assert set(again.manifest.files) == {MODEL, TOKENIZER, GOLDEN}
+    parts = (bundle.model_path, bundle.tokenizer_path)
+    assert again.size_bytes == sum(len(part.read_bytes()) for part in parts)
+
+
+def test_a_bundle_reproduces_its_golden_rows(bundle: ModelBundle) -> None:
+    rows = bundle.golden()
+    assert [row.label for row in rows] == list(LABELS)
+    OnnxClassifier.load(bundle.path, bundle.sha256).check_golden(rows)
+
+
+def test_golden_texts_are_in_no_repr(bundle: ModelBundle) -> None:
+    assert "awful" not in repr(bundle.golden())
+
+
+@pytest.mark.parametrize("name", [MODEL, TOKENIZER, GOLDEN])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_flipped_bit_is_found_wherever_it_is(bundle: ModelBundle, name: str, place: int) -> None:
+    file = bundle.path / name
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(BundleError, match=f"corrupted: {name} should have SHA-256.*Fetch it again"):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("name", [MODEL, TOKENIZER, GOLDEN])
+def test_a_missing_file_is_named(bundle: ModelBundle, name: str) -> None:
+    (bundle.path / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} .* and has nothing"):
+        load_bundle(bundle.path)
+
+
+def test_an_added_file_is_refused(bundle: ModelBundle) -> None:
+    """ONNX can keep weights in a file beside the model, which no hash would cover."""
+    (bundle.path / "weights.bin").write_bytes(b"anything")
+    with pytest.raises(BundleError, match=r"holds weights\.bin"):
+        load_bundle(bundle.path)
+
+
+def test_another_bundle_than_promised_is_refused(bundle: ModelBundle, tmp_path: Path) -> None:
+    other = make_bundle(tmp_path, "cloud")
+    with pytest.raises(BundleError, match=f"is bundle {other.sha256[:12]}; bundle"):
+        load_bundle(other.path, bundle.sha256)
+
+
+def test_a_changed_manifest_is_another_bundle(bundle: ModelBundle) -> None:
+    """A temperature is a part of the model, so it is a part of the identity."""
+    rewrite(bundle, temperature=2.0)
+    assert load_bundle(bundle.path).sha256 != bundle.sha256
+    with pytest.raises(BundleError, match="was expected here"):
+        load_bundle(bundle.path, bundle.sha256)
+
+
+def test_a_folder_without_manifest_is_not_finished(bundle: ModelBundle) -> None:
+    (bundle.path / MANIFEST).unlink()
+    with pytest.raises(BundleError, match="not a finished model bundle"):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"surprise": 1},
+        {"version": 2},
+        {"labels": ["one"]},
+        {"labels": ["one", "one"]},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"metrics": {"accuracy": {"value": 0.9}}},
+    ],
+    ids=lambda over: next(iter(over)) if isinstance(over, dict) else None,
+)
+def test_a_manifest_that_makes_no_sense_is_refused(
+    bundle: ModelBundle, over: dict[str, Any]
+) -> None:
+    rewrite(bundle, **over)
+    with pytest.raises(BundleError, match="not a bundle manifest that this version reads"):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]"])
+def test_a_manifest_that_is_no_json_object_is_refused(bundle: ModelBundle, content: bytes) -> None:
+    (bundle.path / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError, match="not a bundle manifest"):
+        load_bundle(bundle.path)
+
+
+def test_a_manifest_without_the_model_is_refused(bundle: ModelBundle) -> None:
+    files = {k: v for k, v in bundle.manifest.files.items() if k != MODEL}
+    rewrite(bundle, files=files)
+    with pytest.raises(BundleError, match=rf"lists no {MODEL}"):
+        load_bundle(bundle.path)
+
+
+def _write(bundle: ModelBundle, target: Path, **over: Any) -> ModelBundle:
+    given: dict[str, Any] = {
+        "role": "edge", "model": bundle.model_path, "tokenizer": bundle.tokenizer_path,
+        "labels": LABELS, "temperature": 1.5, "max_tokens": 64,
+        "dataset": DatasetRef(fingerprint="toy", rows={}), "metrics": {}, "recipe": {},
+        "golden": bundle.golden(), **over,
+    }  # fmt: skip
+    return write_bundle(target, **given)
+
+
+def test_the_manifest_is_written_last(bundle: ModelBundle, tmp_path: Path) -> None:
+    """Seen from inside: when the manifest is made, every other file is there and hashed."""
+    extra = tmp_path / "parity.json"
+    extra.write_text("{}")
+    made = _write(bundle, tmp_path / "made", extras=[extra])
+    assert set(made.manifest.files) == {p.name for p in made.path.iterdir()} - {MANIFEST}
+    assert "parity.json" in made.manifest.files
+
+
+@pytest.mark.parametrize(
+    "over", [{"temperature": -1.0}, {"labels": ("a",)}, {"model": Path("/no/such/model")}]
+)
+def test_what_cannot_be_finished_leaves_nothing(
+    bundle: ModelBundle, tmp_path: Path, over: dict[str, Any]
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises((ValueError, FileNotFoundError)):
+        _write(bundle, tmp_path / "made", **over)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_manifest_cannot_be_changed_in_memory(bundle: ModelBundle) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        bundle.manifest.temperature = 2.0  # type: ignore[misc]
+    assert isinstance(bundle.manifest, Manifest)

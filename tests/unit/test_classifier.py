@@ -1,0 +1,152 @@
+"""The classifier: alone or in company the same bits, and never a number that is none."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cluster.bundles import GoldenRow
+from cluster.errors import BundleError, ModelOutputError
+from serve_app.classifier import GOLDEN_TOLERANCE, OnnxClassifier, softmax, to_prediction
+from tests.toys import LABELS, WORDS, make_bundle
+
+VOCABULARY = [word for group in WORDS.values() for word in group] + ["unknown"]
+LOGITS = arrays(np.float32, (3,), elements=st.floats(-50, 50, width=32))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> OnnxClassifier:
+    return OnnxClassifier.of(make_bundle(tmp_path_factory.mktemp("toy"), "edge"))
+
+
+@given(st.lists(st.lists(st.sampled_from(VOCABULARY), max_size=12), min_size=1, max_size=6))
+def test_alone_and_in_company_are_the_same_bits(
+    classifier: OnnxClassifier, messages: list[list[str]]
+) -> None:
+    texts = [" ".join(words) for words in messages]
+    together = classifier.predict(texts)
+    assert together == [classifier.predict([text])[0] for text in texts]
+    assert together == classifier.predict(texts[::-1])[::-1]
+
+
+def test_every_message_is_a_run_of_its_own(
+    classifier: OnnxClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A toy in fp32 would agree in batches too; an int8 model does not."""
+    sizes = []
+    run = type(classifier.scorer).run
+
+    def counted(self: object, ids: list[list[int]]) -> object:
+        sizes.append(len(ids))
+        return run(self, ids)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(classifier.scorer), "run", counted)
+    classifier.predict(["great", "awful late", "order"])
+    assert sizes == [1, 1, 1]
+
+
+def test_nothing_in_nothing_out(classifier: OnnxClassifier) -> None:
+    assert classifier.predict([]) == []
+
+
+def test_padding_changes_nothing(classifier: OnnxClassifier) -> None:
+    ids = classifier.scorer.tokenizer.encode(["great", "awful late angry broken"])
+    together = classifier.scorer.run(ids)
+    assert np.array_equal(together[0], classifier.scorer.run(ids[:1])[0])
+    assert together.shape == (2, len(LABELS))
+    assert together.dtype == np.float32
+
+
+def test_what_a_prediction_says(classifier: OnnxClassifier) -> None:
+    sure, unsure = classifier.predict(["great thanks", "unknown"])
+    assert sure.label == "positive"
+    assert sure.confidence == max(sure.probabilities) > 0.99
+    assert sure.margin == pytest.approx(sure.confidence - sorted(sure.probabilities)[-2])
+    assert unsure.probabilities == pytest.approx([1 / 3] * 3)
+    assert (unsure.margin, unsure.entropy) == (0.0, pytest.approx(1.0))
+
+
+def test_a_model_that_answers_nan_raises(tmp_path: Path) -> None:
+    broken = OnnxClassifier.of(make_bundle(tmp_path, "edge", nan_word="late"))
+    assert broken.predict(["great"])[0].label == "positive"
+    with pytest.raises(ModelOutputError, match="NaN"):
+        broken.predict(["great", "late"])
+
+
+def test_a_model_with_other_classes_raises(classifier: OnnxClassifier) -> None:
+    with pytest.raises(ModelOutputError, match=r"shape \(1, 3\) to 1 texts and 2 labels"):
+        replace(classifier, labels=("a", "b")).predict(["great"])
+
+
+def test_a_model_that_does_not_load_raises(tmp_path: Path) -> None:
+    """Every hash fits, and still it is no model."""
+    bundle = make_bundle(tmp_path, "edge")
+    bundle.model_path.write_bytes(b"not a model")
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load"):
+        OnnxClassifier.of(bundle)
+
+
+def test_the_temperature_cools_and_keeps_the_label(classifier: OnnxClassifier) -> None:
+    texts = ["late", "great", "order awful"]
+    hot = replace(classifier, temperature=3.0).predict(texts)
+    for cold, warm in zip(classifier.predict(texts), hot, strict=True):
+        assert warm.label == cold.label
+        assert warm.confidence < cold.confidence
+
+
+def golden(classifier: OnnxClassifier) -> list[GoldenRow]:
+    return classifier.golden_rows(["great thanks", "late"])
+
+
+def test_golden_rows_hold_within_the_tolerance(classifier: OnnxClassifier) -> None:
+    rows = golden(classifier)
+    classifier.check_golden(rows)
+    moved = np.array(rows[1].probabilities) + np.array([0.9, -0.45, -0.45]) * GOLDEN_TOLERANCE
+    near = rows[1].model_copy(update={"probabilities": tuple(moved)})
+    classifier.check_golden([rows[0], near])
+
+
+@pytest.mark.parametrize(
+    "over", [{"label": "neutral"}, {"probabilities": (0.4, 0.3, 0.3)}], ids=["label", "figures"]
+)
+def test_a_golden_row_that_comes_out_otherwise_is_refused(
+    classifier: OnnxClassifier, over: dict[str, object]
+) -> None:
+    rows = golden(classifier)
+    rows[1] = rows[1].model_copy(update=over)
+    with pytest.raises(BundleError, match="Golden message 1 of bundle") as caught:
+        classifier.check_golden(rows)
+    assert "late" not in str(caught.value)
+
+
+@given(LOGITS, st.floats(0.05, 20))
+def test_softmax_is_a_distribution_in_the_order_of_the_logits(
+    logits: np.ndarray, temperature: float
+) -> None:
+    probabilities = softmax(logits, temperature)
+    assert probabilities.sum() == pytest.approx(1.0)
+    assert (probabilities >= 0).all()
+    assert (np.diff(probabilities[np.argsort(logits, kind="stable")]) >= 0).all()
+
+
+def test_softmax_does_not_overflow() -> None:
+    assert softmax(np.array([1e4, 0.0, -1e4], np.float32), 0.05).tolist() == [1.0, 0.0, 0.0]
+
+
+@given(LOGITS)
+def test_what_a_policy_sees_is_in_its_range(logits: np.ndarray) -> None:
+    made = to_prediction(softmax(logits), LABELS)
+    assert 1 / 3 - 1e-12 <= made.confidence <= 1
+    assert 0 <= made.margin <= made.confidence
+    assert 0 <= made.entropy <= 1
+    assert len(made.probabilities) == len(LABELS)
+    assert made.label == LABELS[int(np.argmax(made.probabilities))]
+
+
+def test_two_sure_classes_have_no_margin() -> None:
+    made = to_prediction(np.array([0.5, 0.5]), ("a", "b"))
+    assert (made.label, made.margin, made.entropy) == ("a", 0.0, pytest.approx(1.0))

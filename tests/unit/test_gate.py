@@ -1,0 +1,167 @@
+"""The gate: a bad pair is refused with the whole table and leaves no trace; a good one is in."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from cluster.bundles import DatasetRef, GoldenRow, Metric, ModelBundle, Role, write_bundle
+from cluster.errors import GateError
+from cluster.registry import latest_bundle
+from cluster.settings import Settings
+from cluster.tracking import client
+from serve_app.classifier import OnnxClassifier
+from tests.toys import LABELS, WORDS, make_bundle
+from train_jobs.compress import Compressed, Variant
+from train_jobs.data import DataConfig, Dataset, build
+from train_jobs.gate import GateLimits, check, latency_ratio, run
+
+WIDE = GateLimits(max_size_ratio=1.5, max_latency_ratio=2.0)
+
+
+@pytest.fixture
+def dataset(settings: Settings, tmp_path: Path) -> Dataset:
+    """Two words of a label each: the toy edge knows half of them."""
+    rows = [
+        f"{first} {second} {number},{label}"
+        for label in LABELS
+        for first in WORDS[label]
+        for second in WORDS[label]
+        for number in range(6)
+    ]
+    file = tmp_path / "messages.csv"
+    file.write_text("\n".join(["text,label", *rows]))
+    return build(DataConfig(data=file), settings)
+
+
+def bundle(
+    folder: Path,
+    role: Role,
+    *,
+    known_share: float | None = None,
+    error: float = 0.02,
+    golden: list[GoldenRow] | None = None,
+    padding: bytes = b"",
+) -> ModelBundle:
+    """A toy bundle with the figures that a trained one states."""
+    toy = make_bundle(folder / "toy", role, known_share=known_share)
+    model = folder / f"{role}-{len(padding)}.onnx"
+    model.write_bytes(toy.model_path.read_bytes())
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_bytes(toy.tokenizer_path.read_bytes() + padding)
+    return write_bundle(
+        folder / role, role=role, model=model, tokenizer=tokenizer, labels=LABELS,
+        temperature=1.0, max_tokens=64, dataset=DatasetRef(fingerprint="toy", rows={}),
+        metrics={"calibration_error": Metric(value=error, split="tune", rows=80)}, recipe={},
+        golden=toy.golden() if golden is None else golden,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> ModelBundle:
+    return bundle(tmp_path / "c", "cloud")
+
+
+def registered(settings: Settings) -> list[str]:
+    return [model.name for model in client(settings).search_registered_models()]
+
+
+def failed(
+    edge: ModelBundle, cloud: ModelBundle, dataset: Dataset, limits: GateLimits = WIDE,
+    ratio: float = 0.5,
+) -> list[str]:  # fmt: skip
+    return [c.name.split(" (")[0] for c in check(edge, cloud, ratio, dataset, limits) if not c.ok]
+
+
+def test_a_good_pair_is_registered(
+    settings: Settings, dataset: Dataset, cloud: ModelBundle, tmp_path: Path
+) -> None:
+    edge = bundle(tmp_path / "e", "edge")
+    checks = run(edge, cloud, 0.5, dataset, WIDE, settings=settings)
+    assert len(checks) == 6
+    assert all(item.ok for item in checks)
+    assert OnnxClassifier.load(latest_bundle(settings, "edge")).sha256 == edge.sha256
+    assert OnnxClassifier.load(latest_bundle(settings, "cloud")).sha256 == cloud.sha256
+
+
+def test_a_bad_pair_is_refused_with_the_table_and_leaves_no_trace(
+    settings: Settings, dataset: Dataset, cloud: ModelBundle, tmp_path: Path
+) -> None:
+    edge = bundle(tmp_path / "e", "edge", known_share=0.0, error=0.4)
+    with pytest.raises(GateError, match="nothing was registered") as caught:
+        run(edge, cloud, 0.9, dataset, replace(WIDE, max_latency_ratio=0.6), settings=settings)
+    table = str(caught.value).splitlines()
+    assert [line.split()[0] for line in table[1:-1]].count("FAIL") == 2
+    assert sum("limit" in line for line in table) == 6
+    assert any("FAIL calibration error" in line and "0.4000  limit 0.1" in line for line in table)
+    assert any("FAIL latency" in line and "0.9000  limit 0.6" in line for line in table)
+    assert registered(settings) == []
+    assert not settings.bundles_dir.exists()
+
+
+def test_accuracy_is_compared_with_the_clouds(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edge that took its labels in another order is right by chance only."""
+    cloud = bundle(tmp_path / "c", "cloud")
+    monkeypatch.setattr("tests.toys.WORDS", dict(zip(LABELS, [*WORDS.values()][::-1], strict=True)))
+    edge = bundle(tmp_path / "e", "edge", golden=[])
+    assert failed(edge, cloud, dataset) == ["accuracy kept"]
+
+
+def test_size_counts_what_is_shipped(
+    dataset: Dataset, cloud: ModelBundle, tmp_path: Path
+) -> None:
+    edge = bundle(tmp_path / "e", "edge", padding=b" " * cloud.size_bytes)
+    assert failed(edge, cloud, dataset) == ["size"]
+
+
+def test_wrong_golden_outputs_are_counted(
+    dataset: Dataset, cloud: ModelBundle, tmp_path: Path
+) -> None:
+    golden = [GoldenRow(text="great", label="negative", probabilities=(0.8, 0.1, 0.1))]
+    edge = bundle(tmp_path / "e", "edge", golden=golden)
+    assert failed(edge, cloud, dataset) == ["bundles with wrong golden outputs"]
+
+
+def test_answers_that_depend_on_company_are_counted(
+    dataset: Dataset, cloud: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What dynamic int8 does when messages share a run; the toy is made to do it here."""
+    edge = bundle(tmp_path / "e", "edge")
+    real = OnnxClassifier.predict
+
+    def shared(self: OnnxClassifier, texts: list[str]) -> object:
+        made = real(self, texts)
+        off = 1e-9 * (len(texts) > 1)
+        return [replace(item, confidence=item.confidence - off) for item in made]
+
+    monkeypatch.setattr(OnnxClassifier, "predict", shared)
+    assert failed(edge, cloud, dataset) == ["answers changed by company"]
+
+
+@pytest.mark.parametrize("name", ["max_size_ratio", "max_calibration_error", "max_latency_ratio"])
+def test_a_limit_that_is_just_met_is_met(
+    dataset: Dataset, cloud: ModelBundle, tmp_path: Path, name: str
+) -> None:
+    edge = bundle(tmp_path / "e", "edge")
+    found = {
+        "max_size_ratio": edge.size_bytes / cloud.size_bytes,
+        "max_calibration_error": 0.02,
+        "max_latency_ratio": 0.5,
+    }
+    assert failed(edge, cloud, dataset, GateLimits(**{**asdict(WIDE), **found})) == []
+    less = {**asdict(WIDE), **found, name: found[name] * 0.999}
+    assert len(failed(edge, cloud, dataset, GateLimits(**less))) == 1
+
+
+def test_latency_is_that_of_the_chosen_variants() -> None:
+    def side(chosen: str, **p50_ms: float) -> Compressed:
+        figures = dict.fromkeys(Variant.model_fields, 0)
+        variants = [
+            Variant.model_validate({**figures, "name": name, "split": "calibration", "p50_ms": ms})
+            for name, ms in p50_ms.items()
+        ]
+        return Compressed(Path(), chosen, tuple(variants), 64)
+
+    assert latency_ratio(side("int8", fp32=4.0, int8=1.0), side("fp32", fp32=5.0)) == 0.2

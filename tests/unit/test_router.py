@@ -1,0 +1,323 @@
+"""Answerer: who sees a message, what it costs, and what is written down before it leaves."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.audit import AuditRecord
+from cluster.errors import AuditError, ModelOutputError
+from serve_app.contracts import Message, Prediction, Route, RouteReason
+from serve_app.cost import Prices
+from serve_app.gather import Outcome, OverloadedError
+from serve_app.policy import RouterPolicy
+from serve_app.router import Answered, Answerer, EmptyTextsError, ServedRelease, UnansweredError
+from serve_app.text import prepare
+
+pytestmark = pytest.mark.anyio
+
+LABELS = ("no", "yes")
+PRICES = Prices()
+SURE = Prediction("yes", 0.95, 0.9, 0.1, (0.05, 0.95))
+UNSURE = Prediction("no", 0.6, 0.2, 0.9, (0.6, 0.4))
+CLOUD = Prediction("yes", 0.99, 0.98, 0.01, (0.01, 0.99))
+EMAIL = "mail jo@example.com about it"
+
+
+@dataclass
+class FakeTier:
+    """Answers by text; what is missing gets `default`."""
+
+    default: Outcome
+    special: dict[str, Outcome] = field(default_factory=dict)
+    refuses: Exception | None = None
+    seen: list[str] = field(default_factory=list)
+
+    async def __call__(self, texts: Sequence[str]) -> list[Outcome]:
+        if self.refuses is not None:
+            raise self.refuses
+        self.seen += texts
+        return [self.special.get(text, self.default) for text in texts]
+
+
+@dataclass
+class FakeLog:
+    """Audit and emitter in one: remembers the order of what happened."""
+
+    events: list[str] = field(default_factory=list)
+    records: list[AuditRecord] = field(default_factory=list)
+    bad: int = 0
+    appends: int = 0
+    fails: bool = False
+
+    def append(self, records: Sequence[AuditRecord]) -> None:
+        self.appends += 1
+        if self.fails:
+            raise AuditError("the disk is full")
+        self.events.append("audit")
+        self.records += records
+
+    def emit(self, records: Sequence[AuditRecord]) -> None:
+        self.events.append("emit")
+
+    def bad_outputs(self, count: int) -> None:
+        self.bad += count
+
+
+@dataclass
+class Rig:
+    edge: FakeTier
+    cloud: FakeTier
+    log: FakeLog
+    answerer: Answerer
+
+    async def one(self, text: str, **flags: bool) -> Answered:
+        return (await self.answerer.answer([text], **flags))[0]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as made:
+        yield made
+
+
+Make = Callable[..., Rig]
+
+
+@pytest.fixture
+def make(pool: ThreadPoolExecutor) -> Make:
+    def _make(
+        edge: Outcome = SURE, cloud: Outcome = CLOUD, prepare: Callable[[str], Message] = prepare
+    ) -> Rig:
+        tiers, log, ids = (FakeTier(edge), FakeTier(cloud)), FakeLog(), itertools.count()
+        policy = RouterPolicy(name="test", weights={"confidence": 1.0}, threshold=0.9)
+        release = ServedRelease("r-1", "r-1", policy, PRICES, LABELS, *tiers)
+        ticks = itertools.count()
+        answerer = Answerer(
+            release,
+            audit=log,
+            emitter=log,
+            hash_text=lambda text: f"hash of {len(text)}",
+            new_id=lambda: f"id{next(ids)}",
+            clock=lambda: next(ticks) / 1000,
+            now=lambda: 1.0e9,
+            pool=pool,
+            prepare=prepare,
+        )
+        return Rig(*tiers, log, answerer)
+
+    return _make
+
+
+async def test_a_sure_edge_answers_alone(make: Make) -> None:
+    rig = make()
+    answer = await rig.one("hello")
+    assert (answer.label, answer.route, answer.reason) == ("yes", Route.EDGE, RouteReason.TRUSTED)
+    assert answer.cost_usd == PRICES.edge_usd
+    assert not answer.degraded
+    assert rig.cloud.seen == []
+
+
+async def test_an_unsure_edge_escalates_and_pays_both(make: Make) -> None:
+    rig = make(edge=UNSURE)
+    answer = await rig.one("hello")
+    assert (answer.label, answer.confidence) == (CLOUD.label, CLOUD.confidence)
+    assert (answer.route, answer.reason) == (Route.CLOUD, RouteReason.ESCALATED)
+    assert answer.cost_usd == PRICES.edge_usd + PRICES.cloud_usd
+
+
+async def test_only_what_is_escalated_is_sent_and_the_order_is_kept(make: Make) -> None:
+    rig = make()
+    rig.edge.special = {"b": UNSURE, "d": UNSURE}
+    answers = await rig.answerer.answer(["a", "b", "c", "d"])
+    assert rig.cloud.seen == ["b", "d"]
+    assert [answer.route.value for answer in answers] == ["edge", "cloud", "edge", "cloud"]
+    assert [record.id for record in rig.log.records] == [answer.id for answer in answers]
+
+
+async def test_personal_data_pins_an_unsure_message_and_is_masked_for_the_edge(make: Make) -> None:
+    rig = make(edge=UNSURE)
+    answer = await rig.one(EMAIL)
+    assert (answer.route, answer.reason) == (Route.EDGE, RouteReason.PII_PINNED)
+    assert not answer.degraded
+    assert rig.cloud.seen == []
+    assert "jo@example.com" not in rig.edge.seen[0]
+
+
+async def test_a_detector_that_fails_pins_too(make: Make) -> None:
+    rig = make(edge=UNSURE, prepare=lambda raw: Message(raw, detector_failed=True))
+    assert (await rig.one("anything")).reason is RouteReason.DETECTOR_FAILED
+    assert rig.cloud.seen == []
+
+
+async def test_a_failed_edge_hands_over_to_the_cloud_and_is_not_charged(make: Make) -> None:
+    rig = make(edge=ModelOutputError("NaN"))
+    answer = await rig.one("hello", explain=True)
+    assert (answer.label, answer.reason) == (CLOUD.label, RouteReason.EDGE_FAILED)
+    assert answer.cost_usd == PRICES.cloud_usd
+    assert rig.log.bad == 1
+    assert answer.explanation is not None
+    assert answer.explanation.decision is None
+
+
+async def test_a_failed_edge_never_hands_over_a_pinned_message(make: Make) -> None:
+    rig = make(edge=TimeoutError())
+    with pytest.raises(UnansweredError) as caught:
+        await rig.answerer.answer(["hello", EMAIL])
+    assert caught.value.indices == (1,)
+    assert rig.cloud.seen == [], "the request is lost, so its other messages are not paid for"
+    assert rig.log.records == []
+
+
+@pytest.mark.parametrize(
+    "failure", [TimeoutError(), ModelOutputError("NaN"), OverloadedError("full"), OSError()]
+)
+async def test_a_failed_cloud_leaves_the_edges_answer_degraded(
+    make: Make, failure: Exception
+) -> None:
+    rig = make(edge=UNSURE, cloud=failure)
+    answer = await rig.one("hello")
+    assert (answer.label, answer.route) == (UNSURE.label, Route.EDGE)
+    assert (answer.degraded, answer.reason) == (True, RouteReason.CLOUD_FAILED)
+    assert answer.cost_usd == PRICES.edge_usd
+    assert rig.log.records[0].degraded
+
+
+async def test_a_full_cloud_queue_degrades_and_a_full_edge_queue_refuses(make: Make) -> None:
+    full = OverloadedError("full")
+    rig = make(edge=UNSURE)
+    rig.cloud.refuses = full
+    assert (await rig.one("hello")).degraded
+    rig.edge.refuses = full
+    with pytest.raises(OverloadedError):
+        await rig.one("hello")
+    busy = make(edge=full)
+    with pytest.raises(OverloadedError):
+        await busy.one("hello")
+    assert busy.cloud.seen == [], "the dearer tier must not take the overflow"
+
+
+async def test_both_failed_is_no_answer(make: Make) -> None:
+    rig = make(edge=TimeoutError(), cloud=TimeoutError())
+    with pytest.raises(UnansweredError):
+        await rig.one("hello")
+    assert rig.log.records == []
+
+
+async def test_one_append_for_the_request_before_anything_else_hears_of_it(make: Make) -> None:
+    rig = make()
+    await rig.answerer.answer(["a", "b", "c"])
+    assert rig.log.events == ["audit", "emit"]
+    assert rig.log.appends == 1
+    assert len(rig.log.records) == 3
+
+
+async def test_no_answer_leaves_that_is_not_written_down(make: Make) -> None:
+    rig = make()
+    rig.log.fails = True
+    with pytest.raises(AuditError):
+        await rig.one("hello")
+    assert rig.log.events == []
+
+
+async def test_the_record_has_the_decision_and_not_the_text(make: Make) -> None:
+    rig = make(edge=UNSURE)
+    answer = await rig.one("a secret word", explain=True)
+    record = rig.log.records[0]
+    assert (record.id, record.label, record.cost_usd) == (answer.id, "yes", answer.cost_usd)
+    assert (record.trust, record.threshold) == (0.6, 0.9)
+    assert record.signals["confidence"] == 0.6
+    assert "secret" not in record.to_json()
+
+
+async def test_route_only_decides_without_paying_or_recording(make: Make) -> None:
+    rig = make(edge=UNSURE)
+    preview = await rig.one("hello", route_only=True)
+    assert (preview.route, preview.reason) == (Route.CLOUD, RouteReason.ESCALATED)
+    assert preview.label is None
+    assert preview.cost_usd == PRICES.edge_usd
+    assert rig.cloud.seen == []
+    assert rig.log.events == []
+
+
+async def test_explain_adds_up(make: Make) -> None:
+    explanation = (await make().one("hello", explain=True)).explanation
+    assert explanation is not None
+    assert explanation.decision is not None
+    assert explanation.probabilities == {"no": 0.05, "yes": 0.95}
+    assert math.isclose(sum(explanation.breakdown.values()), explanation.decision.trust)
+    assert (explanation.other_route, explanation.other_cost_usd) == (
+        Route.CLOUD,
+        PRICES.edge_usd + PRICES.cloud_usd,
+    )
+
+
+@pytest.mark.parametrize("blank", ["", "   ", "\u200b\u200e", "\ud800"])
+async def test_texts_without_a_visible_character_are_named_by_index(make: Make, blank: str) -> None:
+    rig = make()
+    with pytest.raises(EmptyTextsError) as caught:
+        await rig.answerer.answer(["hello", blank])
+    assert caught.value.indices == (1,)
+    assert rig.edge.seen == []
+
+
+async def test_a_long_request_is_prepared_off_the_loop(make: Make) -> None:
+    import threading
+
+    threads: set[str] = set()
+
+    def note(raw: str) -> Message:
+        threads.add(threading.current_thread().name)
+        return prepare(raw)
+
+    rig = make(prepare=note)
+    await rig.one("short")
+    assert threads == {threading.main_thread().name}
+    threads.clear()
+    await rig.one("long " * 2000)
+    assert threading.main_thread().name not in threads
+
+
+OUTCOMES = st.sampled_from([SURE, UNSURE, TimeoutError(), ModelOutputError("NaN")])
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=st.lists(st.tuples(st.booleans(), OUTCOMES, OUTCOMES), min_size=1, max_size=8))
+def test_whatever_fails_a_pinned_message_stays_and_answers_are_all_or_none(
+    rows: list[tuple[bool, Outcome, Outcome]],
+) -> None:
+    import asyncio
+
+    async def check() -> None:
+        edge, cloud, log = FakeTier(SURE), FakeTier(SURE), FakeLog()
+        texts = [f"{'pin' if pinned else 'free'}{index}" for index, (pinned, *_) in enumerate(rows)]
+        edge.special = {text: row[1] for text, row in zip(texts, rows, strict=True)}
+        cloud.special = {text: row[2] for text, row in zip(texts, rows, strict=True)}
+        policy = RouterPolicy(name="test", weights={"confidence": 1.0}, threshold=0.9)
+        answerer = Answerer(
+            ServedRelease("r-1", "r-1", policy, PRICES, LABELS, edge, cloud),
+            audit=log,
+            emitter=log,
+            hash_text=str,
+            new_id=str,
+            clock=lambda: 0.0,
+            now=lambda: 0.0,
+            pool=ThreadPoolExecutor(1),
+            prepare=lambda raw: Message(raw, ("card",) if raw.startswith("pin") else ()),
+        )
+        try:
+            answers = await answerer.answer(texts)
+        except UnansweredError:
+            assert log.records == []
+        else:
+            assert len(answers) == len(log.records) == len(texts)
+            for (pinned, *_), answer in zip(rows, answers, strict=True):
+                assert not pinned or answer.reason is RouteReason.PII_PINNED
+        assert not any(text.startswith("pin") for text in cloud.seen)
+
+    asyncio.run(check())
