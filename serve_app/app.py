@@ -31,8 +31,9 @@ from cluster.settings import Settings, load_settings
 from serve_app.api import MAX_TEXTS, create_api
 from serve_app.contracts import Prediction
 from serve_app.cost import Prices
+from serve_app.emitter import MetricsEmitter, Send
 from serve_app.gather import Gatherer, OverloadedError
-from serve_app.monitor import MetricsEmitter, Send, get_or_create
+from serve_app.monitor import get_or_create
 from serve_app.policy import RouterPolicy
 from serve_app.router import Answered, Answerer, ServedRelease
 from serve_app.tiers import Tier

@@ -5,19 +5,16 @@
                                    -> report()   -> Report (alerts, trends, health, advice)
 
 Everything but the actor at the bottom is pure: the clock is an argument, and Ray is not imported.
+The models stand in stats.py, the judgement in health.py, the router's side in emitter.py.
 The audit log is the truth and the monitor its shadow: records are counted once by id, feedback by
 its newest time, so a monitor rebuilt from the log shows what the lost one showed.
 """
 
-import asyncio
 import logging
 import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Final
@@ -27,11 +24,20 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.audit import AuditRecord, FeedbackRecord, Record, read
 from serve_app.contracts import Route, RouteReason
 from serve_app.cost import Prices
+from serve_app.emitter import Send
+from serve_app.health import find_alerts, find_trends, health, recommend
+from serve_app.stats import (
+    Accuracy,
+    AlertThresholds,
+    Latency,
+    Report,
+    Stats,
+    WindowConfig,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,145 +51,6 @@ _Z95: Final = NormalDist().inv_cdf(0.975)
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-
-# ---- configuration ------------------------------------------------------------------------------
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowConfig:
-    """How much the monitor keeps: about 250 bytes per record, whichever bound is met first."""
-
-    window_s: float = 24 * _HOUR_S
-    capacity: int = 100_000
-    rate_s: float = 60.0  # messages per second are a mean over this long
-    min_extrapolation_s: float = 600.0  # a shorter window says nothing about a month
-
-
-class AlertThresholds(_Model):
-    """When to alert. The four limits are the published ones."""
-
-    min_edge_share: float = Field(0.80, ge=0, le=1)
-    min_accuracy: float = Field(0.85, ge=0, le=1)
-    max_cost_usd: float = Field(0.01, gt=0, description="per message")
-    max_p95_ms: float = Field(150.0, gt=0)
-    min_records: int = Field(100, ge=1, description="no alert on fewer (bad outputs excepted)")
-    min_labels: int = Field(50, ge=1, description="no accuracy alert on fewer feedback labels")
-
-
-# ---- what comes out -----------------------------------------------------------------------------
-
-
-class Accuracy(_Model):
-    """Answers that feedback confirmed, with a Wilson 95% interval; None without any label."""
-
-    labelled: int
-    correct: int
-    share: float | None
-    low: float | None
-    high: float | None
-
-
-class Latency(_Model):
-    """Milliseconds inside the router."""
-
-    mean: float
-    p50: float
-    p95: float
-    p99: float
-
-
-class Stats(_Model):
-    """The figures at `time_s`, of the records in the window. None: nothing to divide by."""
-
-    time_s: float
-    window_s: float
-    span_s: float = Field(description="age of the oldest record in the window")
-    messages: int
-    messages_per_s: float
-    edge_share: float | None
-    cost_per_message_usd: float | None
-    savings_vs_cloud_only: float | None = Field(description="share; negative if dearer")
-    savings_per_month_usd: float | None = Field(description="at the window's rate of messages")
-    latency_ms: Latency | None
-    confidence_mean: float | None
-    confidence_histogram: list[int] = Field(description="ten equal bins from 0 to 1")
-    classes: dict[str, int]
-    reasons: dict[str, int]
-    releases: dict[str, int]
-    degraded_share: float | None
-    pii_pinned_share: float | None
-    bad_outputs: int = Field(description="NaN or infinite outputs of a model")
-    accuracy: Accuracy
-    accuracy_by_route: dict[str, Accuracy]
-    feedback_unmatched: int = Field(description="labels for an id that is not in the window")
-    # Since the monitor's start; a rebuilt monitor starts with its window.
-    messages_total: int
-    reasons_total: dict[str, int]
-    releases_total: dict[str, int]
-    cost_total_usd: float
-    bad_outputs_total: int
-
-
-class AlertName(StrEnum):
-    EDGE_SHARE = "edge_share"
-    ACCURACY = "accuracy"
-    COST = "cost"
-    LATENCY = "latency"
-    BAD_OUTPUTS = "bad_outputs"
-
-
-class Alert(_Model):
-    name: AlertName
-    value: float
-    limit: float
-    message: str
-
-
-class Direction(StrEnum):
-    RISING = "rising"
-    FALLING = "falling"
-    STEADY = "steady"
-    UNKNOWN = "unknown"  # too few records to say
-
-
-class Trend(_Model):
-    """A least-squares line through the means (or p95) of time buckets."""
-
-    name: str
-    direction: Direction
-    slope_per_hour: float | None
-    standard_error: float | None = Field(description="of the slope, per hour")
-    buckets: int
-
-
-class HealthStatus(StrEnum):
-    HEALTHY = "healthy"
-    DEGRADED = "degraded"
-    CRITICAL = "critical"
-    UNKNOWN = "unknown"  # too few records to judge
-
-
-class Health(_Model):
-    """See `health()` for the formula. No score where there is too little to judge."""
-
-    score: int | None = Field(ge=0, le=100)
-    status: HealthStatus
-    penalties: dict[str, float] = Field(description="what each finding took off the 100 points")
-
-
-class Report(_Model):
-    stats: Stats
-    alerts: list[Alert]
-    trends: list[Trend]
-    health: Health
-    recommendations: list[str]
-
-
-# ---- the window ---------------------------------------------------------------------------------
 
 _UNKNOWN, _WRONG, _RIGHT = -1, 0, 1  # what feedback has said of a row
 _ROW: Final = np.dtype(
@@ -434,221 +301,6 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-# ---- alerts -------------------------------------------------------------------------------------
-
-
-def find_alerts(stats: Stats, limits: AlertThresholds) -> list[Alert]:
-    """The thresholds that are crossed. A bad output needs no minimum: one is too many."""
-    found: list[Alert | None] = []
-    if stats.messages >= limits.min_records:
-        p95_ms = stats.latency_ms.p95 if stats.latency_ms else None
-        labelled = stats.accuracy.labelled
-        right = stats.accuracy.share if labelled >= limits.min_labels else None
-        found += [
-            _under(AlertName.EDGE_SHARE, stats.edge_share, limits.min_edge_share),
-            _under(AlertName.ACCURACY, right, limits.min_accuracy),
-            _over(AlertName.COST, stats.cost_per_message_usd, limits.max_cost_usd),
-            _over(AlertName.LATENCY, p95_ms, limits.max_p95_ms),
-        ]
-    found.append(_over(AlertName.BAD_OUTPUTS, stats.bad_outputs, 0))
-    return [alert for alert in found if alert is not None]
-
-
-_ALERTS: Final[Mapping[AlertName, str]] = {
-    AlertName.EDGE_SHARE: "The edge answers {:.1%} of messages, under {:.0%}.",
-    AlertName.ACCURACY: "By feedback, {:.1%} of answers are right, under {:.0%}.",
-    AlertName.COST: "A message costs ${:.4f}, over ${:g}.",
-    AlertName.LATENCY: "The p95 latency is {:.0f} ms, over {:g} ms.",
-    AlertName.BAD_OUTPUTS: "{:g} model outputs were NaN or infinite.",
-}
-
-
-def _under(name: AlertName, value: float | None, limit: float) -> Alert | None:
-    return _alert(name, value, limit) if value is not None and value < limit else None
-
-
-def _over(name: AlertName, value: float | None, limit: float) -> Alert | None:
-    return _alert(name, value, limit) if value is not None and value > limit else None
-
-
-def _alert(name: AlertName, value: float, limit: float) -> Alert:
-    message = _ALERTS[name].format(value, limit)
-    return Alert(name=name, value=value, limit=limit, message=message)
-
-
-# ---- trends -------------------------------------------------------------------------------------
-
-_MAX_BUCKETS: Final = 24
-_MIN_BUCKETS: Final = 8
-_MIN_BUCKET_S: Final = 60.0
-_MIN_PER_BUCKET: Final = 10
-# A slope counts from three standard errors on: with no trend, eight buckets exceed that in 2.4% of
-# cases (Student's t, 6 degrees of freedom) and twenty-four in 0.7%.
-_STANDARD_ERRORS: Final = 3.0
-
-
-def find_trends(rows: NDArray[Any]) -> list[Trend]:
-    """How the figures move over the window; `rows` are in order of time."""
-    buckets = _buckets(rows)
-    hours = np.array([float(np.mean(bucket["time_s"])) for bucket in buckets]) / _HOUR_S
-
-    def trend(name: str, of: Callable[[NDArray[Any]], Any]) -> Trend:
-        return fit_trend(name, hours, np.array([float(of(bucket)) for bucket in buckets]))
-
-    return [
-        trend("edge_share", lambda bucket: np.mean(bucket["edge"])),
-        trend("latency_p95_ms", lambda bucket: np.percentile(bucket["latency_ms"], 95)),
-        trend("cost_per_message_usd", lambda bucket: np.mean(bucket["cost_usd"])),
-        trend("confidence", lambda bucket: _finite_mean(bucket["confidence"])),
-    ]
-
-
-def _buckets(rows: NDArray[Any]) -> list[NDArray[Any]]:
-    """At most 24 equal stretches of time, a minute or longer; those with few rows left out."""
-    if not len(rows):
-        return []
-    ages_s = rows["time_s"] - rows["time_s"][0]
-    # Slightly wider than a 24th, so that the newest row falls into the last bucket.
-    width_s = max(_MIN_BUCKET_S, float(ages_s[-1]) * (1 + 1e-9) / _MAX_BUCKETS)
-    edges = np.flatnonzero(np.diff(np.floor_divide(ages_s, width_s))) + 1
-    return [bucket for bucket in np.split(rows, edges) if len(bucket) >= _MIN_PER_BUCKET]
-
-
-def _finite_mean(values: Floats) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.mean(finite)) if len(finite) else math.nan
-
-
-def fit_trend(name: str, hours: Floats, values: Floats) -> Trend:
-    """Ordinary least squares of bucket values on time, and whether the slope stands out."""
-    keep = np.isfinite(values)
-    hours, values = hours[keep], values[keep]
-    count = len(values)
-    if count < _MIN_BUCKETS:
-        return Trend(
-            name=name,
-            direction=Direction.UNKNOWN,
-            slope_per_hour=None,
-            standard_error=None,
-            buckets=count,
-        )
-    x, y = hours - np.mean(hours), values - np.mean(values)
-    spread = float(x @ x)
-    slope = float(x @ y) / spread
-    error = math.sqrt(float(np.sum((y - slope * x) ** 2)) / (count - 2) / spread)
-    # A constant's slope is rounding noise, and so is its error.
-    noise = 1e-9 * float(np.max(np.abs(values))) / float(np.ptp(hours))
-    direction = Direction.STEADY
-    if abs(slope) > max(_STANDARD_ERRORS * error, noise):
-        direction = Direction.RISING if slope > 0 else Direction.FALLING
-    return Trend(
-        name=name, direction=direction, slope_per_hour=slope, standard_error=error, buckets=count
-    )
-
-
-# ---- health -------------------------------------------------------------------------------------
-
-_PENALTIES: Final[Mapping[AlertName, float]] = {
-    AlertName.ACCURACY: 60.0,
-    AlertName.BAD_OUTPUTS: 60.0,
-    AlertName.LATENCY: 40.0,
-    AlertName.COST: 30.0,
-    AlertName.EDGE_SHARE: 30.0,
-}
-_DEGRADED_PENALTY: Final = 60.0
-_HEALTHY_SCORE: Final = 80
-_CRITICAL_SCORE: Final = 50
-
-
-def health(stats: Stats, alerts: Sequence[Alert], limits: AlertThresholds) -> Health:
-    """100 points, less a penalty for every alert and for degraded answers; never under 0.
-
-    An alert costs half its weight when its limit is just crossed, and all of it from half the limit
-    beyond: weight * (0.5 + min(0.5, |value - limit| / limit)). Weights: accuracy 60, bad outputs
-    60, latency 40, cost 30, edge share 30. For bad outputs the excess is their share of messages.
-    Degraded answers cost 60 points times their share.
-
-    Healthy: no alert and 80 points or more. Critical: under 50. Degraded: between. Unknown, with no
-    score: fewer than `min_records` messages, and no alert.
-    """
-    judged = stats.messages >= limits.min_records
-    if not judged and not alerts:
-        return Health(score=None, status=HealthStatus.UNKNOWN, penalties={})
-    penalties = {alert.name.value: _penalty(alert, stats) for alert in alerts}
-    if judged and stats.degraded_share:
-        penalties["degraded_answers"] = _DEGRADED_PENALTY * stats.degraded_share
-    score = round(max(0.0, 100.0 - sum(penalties.values())))
-    if score < _CRITICAL_SCORE:
-        status = HealthStatus.CRITICAL
-    else:
-        well = score >= _HEALTHY_SCORE and not alerts
-        status = HealthStatus.HEALTHY if well else HealthStatus.DEGRADED
-    return Health(score=score, status=status, penalties=penalties)
-
-
-def _penalty(alert: Alert, stats: Stats) -> float:
-    whole = alert.limit or max(1, stats.messages)
-    excess = abs(alert.value - alert.limit) / whole
-    return _PENALTIES[alert.name] * (0.5 + min(0.5, excess))
-
-
-_ADVICE: Final[Mapping[AlertName, str]] = {
-    AlertName.EDGE_SHARE: (
-        "Compare the reasons and the confidence with those at release time; if the messages have "
-        "changed, retrain the edge and tune again. Lowering the threshold by hand voids the "
-        "certificate."
-    ),
-    AlertName.ACCURACY: (
-        "Compare the accuracy of both routes: if only the edge fell, roll the release back or "
-        "certify a new policy; if both fell, the labels or the messages have changed."
-    ),
-    AlertName.COST: "Look at the edge share first: every escalation pays for both tiers.",
-    AlertName.LATENCY: (
-        "See whether the edge or the cloud queues, and raise its replicas or its CPUs."
-    ),
-    AlertName.BAD_OUTPUTS: (
-        "Roll back to the release before: a model that answers NaN is broken or was fed what it "
-        "never saw."
-    ),
-}
-_MOVES: Final[Mapping[tuple[str, Direction], str]] = {
-    ("edge_share", Direction.FALLING): "The edge share is falling, by {:.1%} per hour.",
-    ("latency_p95_ms", Direction.RISING): "The p95 latency is rising, by {:.1f} ms per hour.",
-    ("cost_per_message_usd", Direction.RISING): "The cost per message rises ${:.5f} per hour.",
-    ("confidence", Direction.FALLING): (
-        "The confidence is falling, by {:.4f} per hour: the messages may be drifting away from "
-        "what the models were trained on."
-    ),
-}
-
-
-def recommend(
-    stats: Stats, alerts: Sequence[Alert], trends: Sequence[Trend], limits: AlertThresholds
-) -> list[str]:
-    """Plain sentences, the most pressing first; empty if there is nothing to do."""
-    advice = [f"{alert.message} {_ADVICE[alert.name]}" for alert in alerts]
-    if stats.degraded_share:
-        advice.append(
-            f"{stats.degraded_share:.1%} of answers are degraded: the cloud tier failed and the "
-            "edge's answer went out. Check the cloud's replicas."
-        )
-    for trend in trends:
-        text = _MOVES.get((trend.name, trend.direction))
-        if text and trend.slope_per_hour is not None:
-            advice.append(text.format(abs(trend.slope_per_hour)))
-    if stats.messages < limits.min_records:
-        advice.append(
-            f"Only {stats.messages} messages are in the window; {limits.min_records} are needed "
-            "to judge the service."
-        )
-    elif stats.accuracy.labelled < limits.min_labels:
-        advice.append(
-            f"Only {stats.accuracy.labelled} answers have a feedback label; send "
-            f"{limits.min_labels} or more to POST /v1/feedback to see the accuracy."
-        )
-    return advice
-
-
 # ---- Prometheus ---------------------------------------------------------------------------------
 
 
@@ -710,125 +362,6 @@ def _counter(name: str, text: str, label: str | None, values: Mapping[str, float
     for key, value in values.items():
         counter.add_metric([key] if label else [], value)
     return counter
-
-
-# ---- the router's side --------------------------------------------------------------------------
-
-Send = Callable[[list[Record]], Awaitable[Any]]
-
-
-class MetricsEmitter:
-    """Hands a router's records to the monitor, off the request path; lives on one event loop.
-
-    A batch goes out every `flush_interval_s`, or as soon as `batch_size` records wait, one call at
-    a time. While the monitor is away the newest `keep` records wait and older ones are dropped and
-    counted: they are in the audit log already, which is where the monitor finds them again.
-
-    Args:
-        resolve: finds the monitor, and gives what sends it a batch; called again after a failure,
-            in a thread, since a look-up may block.
-    """
-
-    def __init__(
-        self,
-        resolve: Callable[[], Send],
-        *,
-        flush_interval_s: float = 0.5,
-        batch_size: int = 500,
-        keep: int = 20_000,
-        call_timeout_s: float = 5.0,
-    ) -> None:
-        self._resolve = resolve
-        self._flush_interval_s = flush_interval_s
-        self._batch_size = batch_size
-        self._keep = keep
-        self._call_timeout_s = call_timeout_s
-        self._send: Send | None = None
-        self._waiting: deque[Record] = deque()
-        self._in_flight: list[Record] = []
-        self._wake = asyncio.Event()
-        self._draining = False
-        self._failing = False
-        self._task: asyncio.Task[None] | None = None
-        self.dropped = 0
-
-    @property
-    def pending(self) -> int:
-        """Records that the monitor has not confirmed yet."""
-        return len(self._waiting) + len(self._in_flight)
-
-    def emit(self, records: Sequence[Record]) -> None:
-        """Keeps the records and returns at once. Call it on the event loop."""
-        if self._draining:
-            self.dropped += len(records)
-            return
-        self._waiting.extend(records)
-        self._drop_oldest()
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-        if len(self._waiting) >= self._batch_size:
-            self._wake.set()
-
-    async def drain(self, timeout_s: float = 5.0) -> None:
-        """Sends what waits, then stops; what is left after `timeout_s` is dropped and counted."""
-        self._draining = True
-        self._wake.set()
-        if self._task is not None:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._task, timeout_s)
-            self._task = None
-        self.dropped += self.pending
-        self._waiting.clear()
-        self._in_flight = []
-
-    async def _run(self) -> None:
-        while not (self._draining and not self.pending):
-            if self._failing or len(self._waiting) < self._batch_size:
-                await self._pause()
-            await self._flush()
-
-    async def _pause(self) -> None:
-        """Until the interval is over, a batch is full, or `drain` is called."""
-        if self._failing:  # neither a full buffer nor a drain may hurry an absent monitor
-            await asyncio.sleep(self._flush_interval_s)
-        elif not self._draining:
-            self._wake.clear()  # set by a full batch that has left since
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._flush_interval_s)
-
-    async def _flush(self) -> None:
-        """One batch, out of `_waiting` until it is confirmed or put back."""
-        size = min(self._batch_size, len(self._waiting))
-        if not size:
-            return
-        self._in_flight = [self._waiting.popleft() for _ in range(size)]
-        try:
-            await asyncio.wait_for(self._deliver(self._in_flight), self._call_timeout_s)
-        except Exception as error:  # noqa: BLE001 - open on failure: metrics never stop an answer
-            self._put_back(error)
-        else:
-            self._failing = False
-            self._in_flight = []
-
-    async def _deliver(self, batch: list[Record]) -> None:
-        if self._send is None:
-            self._send = await asyncio.to_thread(self._resolve)
-        await self._send(batch)
-
-    def _put_back(self, error: Exception) -> None:
-        if not self._failing:
-            log.warning("The monitor did not take a batch (%r); keeping the newest records.", error)
-        self._failing = True
-        self._send = None
-        self._waiting.extendleft(reversed(self._in_flight))
-        self._in_flight = []
-        self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        """From those that wait: a batch in flight may yet arrive."""
-        while len(self._waiting) > self._keep:
-            self._waiting.popleft()
-            self.dropped += 1
 
 
 # ---- the actor ----------------------------------------------------------------------------------

@@ -9,14 +9,9 @@ from typing import Any
 import pytest
 
 from cluster.audit import AuditLog, AuditRecord, FeedbackRecord, Record
-from serve_app.monitor import (
-    ACTOR_NAME,
-    NAMESPACE,
-    MetricsEmitter,
-    Stats,
-    get_or_create,
-    resolve_actor,
-)
+from serve_app.emitter import MetricsEmitter
+from serve_app.monitor import ACTOR_NAME, NAMESPACE, get_or_create, resolve_actor
+from serve_app.stats import Stats
 
 ray = pytest.importorskip("ray")
 

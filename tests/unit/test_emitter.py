@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cluster.audit import FeedbackRecord, Record
-from serve_app.monitor import MetricsEmitter, Send
+from serve_app.emitter import MetricsEmitter, Send
 
 
 def records(first: int, count: int) -> list[Record]:

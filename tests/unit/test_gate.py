@@ -92,7 +92,7 @@ def test_a_bad_pair_is_refused_with_the_table_and_leaves_no_trace(
         run(edge, cloud, 0.9, dataset, replace(WIDE, max_latency_ratio=0.6), settings=settings)
     table = str(caught.value).splitlines()
     assert [line.split()[0] for line in table[1:-1]].count("FAIL") == 2
-    assert sum("limit" in line for line in table) == 6
+    assert len(table[1:-1]) == 6
     assert any("FAIL calibration error" in line and "0.4000  limit 0.1" in line for line in table)
     assert any("FAIL latency" in line and "0.9000  limit 0.6" in line for line in table)
     assert registered(settings) == []
@@ -109,9 +109,7 @@ def test_accuracy_is_compared_with_the_clouds(
     assert failed(edge, cloud, dataset) == ["accuracy kept"]
 
 
-def test_size_counts_what_is_shipped(
-    dataset: Dataset, cloud: ModelBundle, tmp_path: Path
-) -> None:
+def test_size_counts_what_is_shipped(dataset: Dataset, cloud: ModelBundle, tmp_path: Path) -> None:
     edge = bundle(tmp_path / "e", "edge", padding=b" " * cloud.size_bytes)
     assert failed(edge, cloud, dataset) == ["size"]
 

@@ -18,7 +18,9 @@ from pydantic import ValidationError
 
 from cluster.audit import AuditLog, AuditRecord, FeedbackRecord, Record, read
 from serve_app.cost import Prices
-from serve_app.monitor import (
+from serve_app.health import fit_trend
+from serve_app.monitor import Windows, prometheus_text, wilson
+from serve_app.stats import (
     AlertName,
     AlertThresholds,
     Direction,
@@ -27,10 +29,6 @@ from serve_app.monitor import (
     Stats,
     Trend,
     WindowConfig,
-    Windows,
-    fit_trend,
-    prometheus_text,
-    wilson,
 )
 
 NOW_S = 1_800_000_000.0

@@ -82,9 +82,7 @@ def test_a_value_that_is_no_number_escalates() -> None:
 
 
 def test_the_threshold_itself_is_trusted() -> None:
-    policy = RouterPolicy(
-        name="p", weights={"confidence": 1.0}, threshold=0.9, min_confidence=0.9
-    )
+    policy = RouterPolicy(name="p", weights={"confidence": 1.0}, threshold=0.9, min_confidence=0.9)
     for confidence, route in ((0.9, Route.EDGE), (np.nextafter(0.9, 0), Route.CLOUD)):
         made = prediction(float(confidence))
         assert decide(Message("a"), made, policy, signals(Message("a"), made)).route is route

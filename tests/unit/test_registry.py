@@ -63,7 +63,9 @@ def test_what_is_registered_is_listed_with_its_promise(
 ) -> None:
     found = list_registered(settings)
     assert [item.id for item in found] == [release.id for release in releases]
-    assert {(i.edge_sha256, i.cloud_sha256) for i in found} == {(pair.edge.sha256, pair.cloud.sha256)}
+    assert {(i.edge_sha256, i.cloud_sha256) for i in found} == {
+        (pair.edge.sha256, pair.cloud.sha256)
+    }
     assert {(item.risk, item.confidence) for item in found} == {(0.01, 0.95)}
     assert not any(item.champion for item in found)
 
@@ -216,7 +218,10 @@ def test_a_stage_is_logged_with_its_curve_and_files(settings: Settings, tmp_path
     assert run.data.params == {"rate": "0.1", "long": "x" * 500}
     assert run.data.metrics == {"accuracy": 0.9, "loss": 1.0}
     assert (run.data.tags["stage"], run.data.tags["dataset"]) == ("finetune", "f")
-    assert [(m.step, m.value) for m in mlflow.get_metric_history(run_id, "loss")] == [(1, 2.0), (2, 1.0)]
+    assert [(m.step, m.value) for m in mlflow.get_metric_history(run_id, "loss")] == [
+        (1, 2.0),
+        (2, 1.0),
+    ]
     assert [item.path for item in mlflow.list_artifacts(run_id)] == ["curve.png"]
     assert (settings.home / "mlflow").is_dir()
     assert mlflow.get_experiment_by_name(EXPERIMENT) is not None
