@@ -127,7 +127,12 @@ def _last_run(settings: Settings) -> Mapping[str, Any]:
     file = settings.home / "run.json"
     if not file.is_file():
         raise ConfigError(f"Nothing was trained in {settings.home} yet. Run `firstline train`.")
-    run: Mapping[str, Any] = read_json(file)
+    try:
+        run: Mapping[str, Any] = read_json(file)
+    except ValueError as error:
+        raise ConfigError(
+            f"{file} cannot be read ({error}). Run `firstline train` again."
+        ) from None
     return run
 
 

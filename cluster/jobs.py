@@ -20,6 +20,7 @@ def submit(arguments: Sequence[str], settings: Settings) -> int:
     Raises:
         ServiceError: no cluster there, or it does not take the job.
     """
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     address = settings.ray_address or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
@@ -30,6 +31,11 @@ def submit(arguments: Sequence[str], settings: Settings) -> int:
             entrypoint=f"python -m cluster.cli {shlex.join(arguments)}",
             runtime_env={"working_dir": root, "env_vars": settings.worker_env()},
         )
+    except AuthenticationError:
+        raise ServiceError(
+            f"{address} asks for a token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to the token it was started with."
+        ) from None
     except (ConnectionError, RuntimeError) as error:
         raise ServiceError(
             f"The job was not taken by {address}: {str(error).splitlines()[0]} Start a cluster "

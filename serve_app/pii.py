@@ -184,15 +184,15 @@ def _cards(text: str) -> Spans:
 
 
 def _cards_within(text: str, groups: list[tuple[int, int]]) -> Spans:
-    """Cards among other numbers ("1 x 4111 1111 1111 1111 12/26"), made of whole groups."""
-    first = 0
-    while first < len(groups):
+    """Cards among other numbers ("1 x 4111 1111 1111 1111 12/26"), made of whole groups.
+
+    Overlapping ones too: the end of an IBAN and the first group of a card that follows it may pass
+    for a card, and must not hide the real one.
+    """
+    for first in range(len(groups)):
         last = _card_end(text, groups, first)
-        if last is None:
-            first += 1
-        else:
+        if last is not None:
             yield groups[first][0], groups[last][1]
-            first = last + 1
 
 
 def _card_end(text: str, groups: list[tuple[int, int]], first: int) -> int | None:

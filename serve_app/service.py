@@ -509,7 +509,7 @@ def _wait_running(name: str, wait_s: float) -> None:
         time.sleep(_POLL_S)
     raise ServiceError(
         f"The application {name} is {found} after {wait_s:g} s; RUNNING was expected. Either its "
-        "replicas find no free CPU (see `ray status`), or this machine needs a longer --wait."
+        "replicas find no free CPU (see `ray status`), or this machine is busy: try again."
     )
 
 

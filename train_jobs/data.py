@@ -159,7 +159,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pa.ArrowInvalid, OSError) as error:  # OSError: a page that cannot be decompressed
+    # Damage behind a good footer: a page that cannot be decompressed, or bytes that are no text.
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {error}") from None
 
 

@@ -1,6 +1,6 @@
 """The sweep: a table -> the Pareto front of accuracy against cost, by Ray Tune with Optuna.
 
-    python -m tune.search --table .firstline/tables/tune.parquet --out .firstline/sweep
+    python -m tune.search --table .firstline/tables/<pair>/tune.parquet --out .firstline/sweep
 
 A trial is one weights vector. It tries every floor and every threshold of it, thousands of
 policies, since all thresholds together cost one sort; and it returns the policies that nothing in

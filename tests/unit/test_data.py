@@ -146,7 +146,7 @@ def test_a_broken_row(settings: Settings, tmp_path: Path, line: str) -> None:
     refused(settings, DataConfig(data=file), "line 32", "2 expected (text, label)", "Quote fields")
 
 
-@pytest.mark.parametrize("line", ['"never closed,positive', '"quoted"twice,positive', "nul\0,a"])
+@pytest.mark.parametrize("line", ['"never closed,positive', '"quoted"twice,positive'])
 def test_a_row_that_is_no_csv(settings: Settings, tmp_path: Path, line: str) -> None:
     file = put(tmp_path / "m.csv", csv_of(samples(30)) + line + "\n")
     refused(settings, DataConfig(data=file), "is not a CSV that can be read")
@@ -322,15 +322,12 @@ def test_a_row_is_in_exactly_one_of_the_five_splits(dataset: Dataset) -> None:
     assert dict(dataset.rows) == {name: len(dataset.read(name)) for name in SPLITS}
 
 
-@given(st.lists(st.text(min_size=1), unique_by=dedup_key, max_size=40), st.booleans())
-def test_a_split_is_a_matter_of_the_text_alone(texts: list[str], with_test: bool) -> None:
-    """Whoever is added, and in whatever order: no other row moves."""
-    alone = {text: _place(_content_key(text), with_test=with_test) for text in texts}
-    assert set(alone.values()) <= set(DISJOINT)
-    for text, split in alone.items():
-        assert _place(_content_key(f" {text.upper().lower()} ".strip()), with_test=with_test) in (
-            split if dedup_key(text.upper().lower()) == dedup_key(text) else DISJOINT
-        )
+@given(st.text(), st.booleans())
+def test_a_split_is_a_matter_of_the_text_alone(text: str, with_test: bool) -> None:
+    """Of no other row, no order, no seed: so a row stays where it is whatever comes to it."""
+    split = _place(_content_key(text), with_test=with_test)
+    assert split in (DISJOINT if with_test else DISJOINT[:-1])
+    assert split == _place(_content_key(f" {text}\t"), with_test=with_test)
 
 
 def test_adding_rows_moves_no_other_row(settings: Settings, dataset: Dataset) -> None:
@@ -394,7 +391,7 @@ def test_personal_data_is_in_no_file(settings: Settings, tmp_path: Path) -> None
         for row in made.read(split):
             assert "1111" not in row.message.text
             assert "jane" not in row.message.text
-            assert set(row.message.pii) >= {"email"}
+            assert "email" in row.message.pii
     assert made.notes["rows_with_personal_data_masked"] == len(rows)
     stored = b"".join(path.read_bytes() for path in made.path.iterdir())
     assert b"jane.doe" not in stored

@@ -66,6 +66,12 @@ def test_personal_data_is_masked_and_pins() -> None:
     assert prepare("where is my card?").pinned is None
 
 
+def test_two_numbers_in_a_row_do_not_hide_each_other() -> None:
+    """The end of this IBAN and the beginning of the card pass for a card: the rest was shown."""
+    message = prepare("IBAN GB35 WEST 0614 3649 8901 02 4111 1111 1111 1111")
+    assert "1111" not in message.text
+
+
 def test_personal_data_behind_invisible_characters_is_found() -> None:
     """The guard sees what the models see, so it cannot be dodged by a zero-width space."""
     message = prepare("card ４１１１\u200b1111\u200b1111\u200b1111")  # noqa: RUF001
