@@ -92,6 +92,7 @@ def train(
     ] = None,
     dapt_epochs: Annotated[float | None, typer.Option(help="Of domain adaptation.")] = None,
     student_layers: Annotated[int | None, typer.Option(help="Of the edge model.")] = None,
+    limits: Annotated[Path | None, typer.Option(help="JSON of the gate's limits.")] = None,
     num_workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     submit: Submit = False,
     as_json: Json = False,
@@ -108,7 +109,7 @@ def train(
     config = configure(
         data=data, text_column=text_column, label_column=label_column, test=test,
         unlabelled=unlabelled, base=base, epochs=epochs, dapt_epochs=dapt_epochs,
-        student_layers=student_layers, num_workers=num_workers,
+        student_layers=student_layers, limits=limits, num_workers=num_workers,
     )  # fmt: skip
     result = run(config, settings)
     if as_json:

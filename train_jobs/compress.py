@@ -8,15 +8,18 @@ variant is measured as it is served, one message per run; `batched_*` shows what
 others would have changed.
 """
 
+import logging
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import transformers
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
@@ -89,7 +92,10 @@ def export(source: Path, target: Path) -> None:
     """Writes the classifier as an fp32 ONNX file, by Optimum."""
     from optimum.exporters.onnx import main_export
 
-    with tempfile.TemporaryDirectory() as scratch:
+    # Tracing warns of every constant it meets; parity is measured, so nobody has to read them.
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers.logging.set_verbosity_error()
         main_export(
             str(source), output=scratch, task="text-classification", do_validation=False,
             no_post_process=True,
@@ -108,14 +114,20 @@ def quantize(source: Path, target: Path, operators: Sequence[str]) -> None:
     """Dynamic int8 by ONNX Runtime. Signed weights: four times faster where there is VNNI."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(
-        source,
-        target,
-        op_types_to_quantize=list(operators),
-        per_channel=True,
-        reduce_range=not _has_vnni(),  # without it, 8-bit products overflow 16 bits
-        weight_type=QuantType.QInt8,
-    )
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it recommends a pre-processing that is meant for images
+    try:
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=list(operators),
+            per_channel=True,
+            reduce_range=not _has_vnni(),  # without it, 8-bit products overflow 16 bits
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        root.setLevel(level)
 
 
 def _timed(scorer: OnnxScorer, texts: Sequence[str]) -> tuple[float, float]:

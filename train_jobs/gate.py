@@ -5,11 +5,13 @@ Judged on `tune`, on which neither model was fitted, nor its variant or temperat
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.bundles import ModelBundle
-from cluster.errors import BundleError, GateError
+from cluster.errors import BundleError, ConfigError, GateError
 from cluster.registry import register_bundle
 from cluster.releases import store_bundle
 from cluster.settings import Settings
@@ -20,15 +22,31 @@ from train_jobs.data import Dataset
 _INVARIANCE_ROWS = 200
 
 
-@dataclass(frozen=True, kw_only=True)
-class GateLimits:
+class GateLimits(BaseModel):
     """What an edge bundle must reach against its cloud bundle. Shares and ratios."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_accuracy_kept: float = 0.95
     max_calibration_error: float = 0.10
     max_size_ratio: float = 0.35
     max_latency_ratio: float = 0.60
     max_company_changes: int = 0
+
+
+def read_limits(file: Path) -> GateLimits:
+    """Limits that a user states, as JSON; what is left out keeps its default.
+
+    Raises:
+        ConfigError: no such file, not JSON, an unknown limit.
+    """
+    try:
+        return GateLimits.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"There is no file {file} with limits for the gate.") from None
+    except ValidationError as error:
+        known = ", ".join(GateLimits.model_fields)
+        raise ConfigError(f"{file} cannot be used: {error}\nKnown limits: {known}.") from None
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,8 @@ def run(
         table = "\n".join(f"  {item}" for item in checks)
         raise GateError(
             f"The gate refused this pair; nothing was registered.\n{table}\n"
-            "Train longer, use a larger student (--student-layers), or state other limits."
+            "Train longer, use a larger student (--student-layers), or state other limits "
+            "(--limits)."
         )
     for bundle in (cloud, edge):
         register_bundle(settings, store_bundle(settings, bundle))

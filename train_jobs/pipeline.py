@@ -31,7 +31,7 @@ from train_jobs.data import DataConfig
 from train_jobs.distill import DistillConfig
 from train_jobs.encoders import check_base, layer_count
 from train_jobs.finetune import FinetuneConfig
-from train_jobs.gate import GateLimits
+from train_jobs.gate import GateLimits, read_limits
 from train_jobs.training import Compute, holdout
 
 _GOLDEN_ROWS: Final = 8
@@ -185,6 +185,7 @@ def parse(arguments: list[str] | None = None) -> PipelineConfig:
     parser.add_argument("--epochs", type=float, help="of fine-tuning and distillation, at most")
     parser.add_argument("--dapt-epochs", type=float)
     parser.add_argument("--student-layers", type=int)
+    parser.add_argument("--limits", type=Path, help="JSON of the gate's limits")
     parser.add_argument("--num-workers", type=int, default=1)
     given = parser.parse_args(arguments)
     return configure(**vars(given))
@@ -201,6 +202,7 @@ def configure(
     epochs: float | None = None,
     dapt_epochs: float | None = None,
     student_layers: int | None = None,
+    limits: Path | None = None,
     num_workers: int = 1,
 ) -> PipelineConfig:
     """The few options that users set -> the configuration; None leaves a default."""
@@ -218,6 +220,7 @@ def configure(
         dapt=DaptConfig(base=base, **given(epochs=dapt_epochs)),
         finetune=FinetuneConfig(**given(epochs=epochs)),
         distill=DistillConfig(**given(epochs=epochs, layers=student_layers)),
+        limits=read_limits(limits) if limits else GateLimits(),
         compute=Compute(num_workers=num_workers),
     )
 

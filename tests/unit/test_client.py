@@ -17,9 +17,7 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 def client_of(handler: Handler) -> Firstline:
     client = Firstline("http://service/")
-    client._http = httpx.Client(
-        base_url="http://service", transport=httpx.MockTransport(handler)
-    )
+    client._http = httpx.Client(base_url="http://service", transport=httpx.MockTransport(handler))
     return client
 
 

@@ -1,0 +1,196 @@
+"""The whole training path on a real local Ray, with an encoder small enough for a test."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from tokenizers import BertWordPieceTokenizer
+from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+from cluster.bundles import load_bundle
+from cluster.connect import connected
+from cluster.files import read_json
+from cluster.registry import latest_bundle
+from cluster.settings import Settings, load_settings
+from cluster.tracking import EXPERIMENT, client
+from serve_app.classifier import OnnxClassifier
+from train_jobs import finetune
+from train_jobs.compress import PARITY, Variant
+from train_jobs.data import load_dataset
+from train_jobs.finetune import FinetuneConfig
+from train_jobs.gate import GateLimits
+from train_jobs.pipeline import RUN, PipelineConfig, PipelineResult, configure, run
+from train_jobs.samples import generate, write_csv
+from train_jobs.training import Compute
+
+ROWS = 1200
+WIDE = GateLimits(
+    min_accuracy_kept=0.5, max_calibration_error=0.5, max_size_ratio=2.0, max_latency_ratio=10.0
+)
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """A random BERT whose vocabulary comes from the sample messages, in Hugging Face's layout."""
+    trained = BertWordPieceTokenizer(lowercase=True)
+    texts = [sample.text for sample in generate(ROWS, seed=1)]
+    trained.train_from_iterator(texts, vocab_size=800, show_progress=False)
+    folder.mkdir()
+    trained.save_model(str(folder))
+    tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), do_lower_case=True)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=128,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A home of its own, and a local Ray that is always shut down."""
+    found = load_settings(tmp_path_factory.mktemp("training") / "home")
+    with connected(found, num_cpus=2):
+        yield found
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
+    folder = tmp_path_factory.mktemp("input")
+    write_csv(folder / "messages.csv", ROWS, seed=1)
+    given = configure(
+        data=folder / "messages.csv", base=str(tiny_encoder(folder / "encoder")),
+        epochs=3, dapt_epochs=2, student_layers=2,
+    )  # fmt: skip
+    return replace(given, limits=WIDE)
+
+
+@pytest.fixture(scope="module")
+def result(settings: Settings, config: PipelineConfig) -> PipelineResult:
+    return run(config, settings)
+
+
+def test_both_bundles_load_and_reproduce_their_golden_rows(result: PipelineResult) -> None:
+    for bundle in (result.edge, result.cloud):
+        again = OnnxClassifier.load(bundle.path, bundle.sha256)
+        assert len(bundle.golden()) == 8
+        again.check_golden(bundle.golden())
+        assert again.labels == ("negative", "neutral", "positive")
+        assert bundle.manifest.max_tokens == 128
+
+
+def test_the_fingerprint_of_the_data_travels(result: PipelineResult) -> None:
+    for bundle in (result.edge, result.cloud):
+        assert bundle.manifest.dataset.fingerprint == result.dataset.fingerprint
+        assert bundle.manifest.dataset.rows == dict(result.dataset.rows)
+        assert bundle.manifest.metrics["calibration_error"].split == "tune"
+        assert bundle.manifest.metrics["accuracy"].rows == result.dataset.rows["tune"]
+
+
+def test_a_model_learns_something(result: PipelineResult) -> None:
+    """From a random encoder and 800 messages, more than the third that guessing gives."""
+    assert result.cloud.manifest.metrics["accuracy"].value > 0.4
+    assert result.edge.size_bytes < result.cloud.size_bytes
+
+
+def test_adapting_to_the_domain_lowers_perplexity(result: PipelineResult) -> None:
+    figures = result.figures["dapt"]
+    assert figures["new_head"] == 0.0
+    assert figures["judged_rows"] == result.dataset.rows["tune"]
+    assert 1 < figures["perplexity_after"] < figures["perplexity_before"]
+
+
+@pytest.mark.parametrize(
+    ("role", "names"), [("edge", {"fp32", "int8-matmul", "int8"}), ("cloud", {"fp32"})]
+)
+def test_the_parity_report_has_every_variant_and_none_minds_its_company(
+    result: PipelineResult, role: str, names: set[str]
+) -> None:
+    bundle = result.edge if role == "edge" else result.cloud
+    report = read_json(bundle.path / PARITY)
+    variants = [Variant.model_validate(item) for item in report["variants"]]
+    assert {variant.name for variant in variants} == names
+    assert report["chosen"] in names
+    for variant in variants:
+        assert variant.company_changes == 0
+        assert variant.rows == result.dataset.rows["calibration"]
+        assert 0 < variant.p50_ms <= variant.p95_ms
+    fp32 = next(variant for variant in variants if variant.name == "fp32")
+    assert (fp32.label_flips_share, fp32.logit_error_mean) == (0.0, 0.0)
+    assert all(variant.size_bytes <= fp32.size_bytes for variant in variants)
+
+
+def test_the_pair_is_registered_and_can_be_taken_up(
+    result: PipelineResult, settings: Settings
+) -> None:
+    assert load_bundle(latest_bundle(settings, "edge"), result.edge.sha256)
+    assert load_bundle(latest_bundle(settings, "cloud"), result.cloud.sha256)
+    last = read_json(settings.home / RUN)
+    assert last["edge"]["sha256"] == result.edge.sha256
+    assert load_dataset(Path(last["dataset"])) == result.dataset
+    stages = {"data", "dapt", "finetune", "distill", "compress", "calibrate", "gate"}
+    assert set(last["stages_s"]) == stages
+
+
+@pytest.mark.parametrize(
+    ("stage", "param", "metric", "picture"),
+    [
+        ("dapt", "masked_share", "perplexity_after", None),
+        ("finetune", "head_learning_rate", "validation_accuracy", "finetune-curves.png"),
+        ("distill", "soft_share", "teacher_validation_accuracy", "distill-curves.png"),
+        ("compress", "chosen", "p50_ms", "parity.png"),
+        ("calibrate-edge", "temperature", "ece_after", "reliability.png"),
+        ("calibrate-cloud", "temperature", "ece_before", "reliability.png"),
+    ],
+)
+def test_every_stage_is_in_mlflow(
+    result: PipelineResult,
+    settings: Settings,
+    stage: str,
+    param: str,
+    metric: str,
+    picture: str | None,
+) -> None:
+    mlflow = client(settings)
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT).experiment_id
+    found = mlflow.search_runs([experiment], f"tags.stage = '{stage}'")
+    assert len(found) == (2 if stage == "compress" else 1)
+    for item in found:
+        assert item.info.status == "FINISHED"
+        assert param in item.data.params
+        assert metric in item.data.metrics
+        assert item.data.tags["dataset"] == result.dataset.fingerprint
+        files = {artifact.path for artifact in mlflow.list_artifacts(item.info.run_id)}
+        assert picture is None or picture in files
+    if stage in {"dapt", "finetune", "distill"}:
+        curve = mlflow.get_metric_history(found[0].info.run_id, "eval_loss")
+        assert len({point.step for point in curve}) >= 2
+
+
+def test_nothing_is_left_of_the_workers(result: PipelineResult, settings: Settings) -> None:
+    """Ray Train's own checkpoints are taken over, not kept twice; scratch folders are gone."""
+    assert list((settings.home / "ray").iterdir()) == []
+    assert not [path for path in settings.home.rglob(".*") if path.is_dir()]
+
+
+def test_same_seed_and_data_on_one_worker_is_the_same_model(
+    result: PipelineResult, settings: Settings, config: PipelineConfig, tmp_path: Path
+) -> None:
+    encoder = next((settings.home / "runs").glob("*/dapt"))
+    short = FinetuneConfig(head_epochs=1, epochs=1)
+
+    def weights(name: str, seed: int) -> bytes:
+        made = finetune.run(
+            short, result.dataset, encoder, tmp_path / name,
+            settings=settings.model_copy(update={"seed": seed}), compute=Compute(num_workers=1),
+        )  # fmt: skip
+        return (made.path / "model.safetensors").read_bytes()
+
+    first = weights("first", seed=3)
+    assert weights("second", seed=3) == first
+    assert weights("third", seed=4) != first
