@@ -59,6 +59,11 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
         except OSError as error:
             _say(f"firstline: {error.strerror or error}: {error.filename or 'no file named'}. "
                  "Nothing was left half-written.")  # fmt: skip
+        except Exception as error:
+            if not type(error).__module__.startswith("mlflow."):
+                raise
+            _say(f"firstline: MLflow refused, or does not answer: {str(error).splitlines()[0]} "
+                 "Check MLFLOW_TRACKING_URI, and that the server is up.")  # fmt: skip
         raise typer.Exit(2)
 
     return wrapped

@@ -4,6 +4,7 @@ FirstlineError
 ├── ConfigError      a setting or an option is wrong
 ├── DataError        a data file cannot be used
 ├── BundleError      a model bundle is broken, or does not fit
+├── TrainingError    a training job failed on its worker
 ├── ModelOutputError a model answered with NaN or infinity
 ├── GateError        a bundle was refused by the gate
 ├── CertifyError     a wanted risk cannot be certified
@@ -27,6 +28,10 @@ class DataError(FirstlineError):
 
 class BundleError(FirstlineError):
     """A model bundle is broken, or does not fit."""
+
+
+class TrainingError(FirstlineError):
+    """A training job failed on its worker."""
 
 
 class ModelOutputError(FirstlineError):

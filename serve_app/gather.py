@@ -2,7 +2,8 @@
 
 The hop costs more than the model (8 ms with it, 3 ms without, on 2 cores), so what arrives while
 every call is out waits, and leaves together with the next one. A message that is alone leaves at
-once: there is no timer. Failures are values, one per message, so a poisoned message takes no neighbour with it.
+once: there is no timer. Failures are values, one per message, so a poisoned message takes no
+neighbour with it.
 
 One Gatherer per release and tier, on one event loop.
 """

@@ -27,7 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from cluster.errors import DataError
+from cluster.errors import DataError, TrainingError
 from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, relayed
 from cluster.settings import Settings
@@ -294,9 +294,9 @@ def fit_on_ray(
     """Runs `loop` on Ray Train workers and brings rank 0's folder to `out`.
 
     Raises:
-        ray.train.TrainingFailedError: a worker failed; nothing is left at `out`.
+        TrainingError: a worker failed; nothing is left at `out`.
     """
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     gpu, cpus = _resources(compute)
@@ -318,7 +318,15 @@ def fit_on_ray(
             ),
             run_config=RunConfig(name=name, storage_path=str(storage)),
         )
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            cause = str(error).strip().splitlines()
+            raise TrainingError(
+                f"The stage {stage!r} failed on its worker: {cause[-1] if cause else error!r} "
+                "Nothing was registered. If a worker ran out of memory, use fewer workers or a "
+                f"smaller base; its log is in the newest session under /tmp/ray ({name})."
+            ) from error
     assert result.checkpoint is not None
     with new_folder(out) as folder:
         result.checkpoint.to_directory(str(folder))

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from tokenizers import BertWordPieceTokenizer
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+from safetensors.torch import load_file
 
 from cluster.bundles import load_bundle
 from cluster.connect import connected
@@ -17,37 +16,19 @@ from cluster.registry import latest_bundle
 from cluster.settings import Settings, load_settings
 from cluster.tracking import EXPERIMENT, client
 from serve_app.classifier import OnnxClassifier
+from tests.encoders import make_tiny_bert
 from train_jobs import finetune
 from train_jobs.compress import PARITY, Variant
-from train_jobs.data import load_dataset
-from train_jobs.finetune import FinetuneConfig
+from train_jobs.data import build, load_dataset
 from train_jobs.gate import GateLimits
 from train_jobs.pipeline import RUN, PipelineConfig, PipelineResult, configure, run
-from train_jobs.samples import generate, write_csv
+from train_jobs.samples import write_csv
 from train_jobs.training import Compute
 
 ROWS = 1200
 WIDE = GateLimits(
     min_accuracy_kept=0.5, max_calibration_error=0.5, max_size_ratio=2.0, max_latency_ratio=10.0
 )
-
-
-def tiny_encoder(folder: Path) -> Path:
-    """A random BERT whose vocabulary comes from the sample messages, in Hugging Face's layout."""
-    trained = BertWordPieceTokenizer(lowercase=True)
-    texts = [sample.text for sample in generate(ROWS, seed=1)]
-    trained.train_from_iterator(texts, vocab_size=800, show_progress=False)
-    folder.mkdir()
-    trained.save_model(str(folder))
-    tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), do_lower_case=True)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=128,
-    )  # fmt: skip
-    BertForMaskedLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +45,17 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     folder = tmp_path_factory.mktemp("input")
     write_csv(folder / "messages.csv", ROWS, seed=1)
     given = configure(
-        data=folder / "messages.csv", base=str(tiny_encoder(folder / "encoder")),
-        epochs=3, dapt_epochs=2, student_layers=2,
+        data=folder / "messages.csv", base=str(make_tiny_bert(folder / "encoder")),
+        epochs=5, dapt_epochs=2, student_layers=2,
     )  # fmt: skip
-    return replace(given, limits=WIDE)
+    # A random encoder of this size wants a higher rate than a pre-trained one bears.
+    return replace(
+        given,
+        dapt=replace(given.dapt, learning_rate=1e-3),
+        finetune=replace(given.finetune, learning_rate=2e-3),
+        distill=replace(given.distill, learning_rate=2e-3),
+        limits=WIDE,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +81,9 @@ def test_the_fingerprint_of_the_data_travels(result: PipelineResult) -> None:
 
 
 def test_a_model_learns_something(result: PipelineResult) -> None:
-    """From a random encoder and 800 messages, more than the third that guessing gives."""
-    assert result.cloud.manifest.metrics["accuracy"].value > 0.4
+    """From a random encoder and 700 messages, more than the third that guessing gives."""
+    assert result.cloud.manifest.metrics["accuracy"].value > 0.45
+    assert result.edge.manifest.metrics["accuracy"].value > 0.45
     assert result.edge.size_bytes < result.cloud.size_bytes
 
 
@@ -179,18 +168,22 @@ def test_nothing_is_left_of_the_workers(result: PipelineResult, settings: Settin
 
 
 def test_same_seed_and_data_on_one_worker_is_the_same_model(
-    result: PipelineResult, settings: Settings, config: PipelineConfig, tmp_path: Path
+    settings: Settings, config: PipelineConfig, tmp_path: Path
 ) -> None:
-    encoder = next((settings.home / "runs").glob("*/dapt"))
-    short = FinetuneConfig(head_epochs=1, epochs=1)
+    dataset, encoder = build(config.data, settings), Path(config.dapt.base)
+    short = replace(config.finetune, epochs=1)
 
-    def weights(name: str, seed: int) -> bytes:
+    def weights(name: str) -> dict[str, torch.Tensor]:
         made = finetune.run(
-            short, result.dataset, encoder, tmp_path / name,
-            settings=settings.model_copy(update={"seed": seed}), compute=Compute(num_workers=1),
-        )  # fmt: skip
-        return (made.path / "model.safetensors").read_bytes()
+            short, dataset, encoder, tmp_path / name, settings=settings, compute=Compute()
+        )
+        return load_file(made.path / "model.safetensors")
 
-    first = weights("first", seed=3)
-    assert weights("second", seed=3) == first
-    assert weights("third", seed=4) != first
+    first, second = weights("first"), weights("second")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Not because nothing was trained: every layer of the encoder has moved.
+    before = load_file(encoder / "model.safetensors")
+    for layer in range(4):
+        name = f"bert.encoder.layer.{layer}.output.dense.weight"
+        assert not torch.equal(first[name], before[name])

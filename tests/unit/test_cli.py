@@ -148,6 +148,7 @@ def test_train_refuses_a_bad_file_and_leaves_nothing(name: str, tmp_path: Path, 
         (["--text-column", "body"], "no column 'body'. Found: text, label"),
         (["--test", "gone.csv"], "There is no file gone.csv"),
         (["--unlabelled", "gone.csv"], "There is no file gone.csv"),
+        (["--limits", "gone.json"], "There is no file gone.json"),
         (["--student-layers", "99"], "99 layers cannot be taken from a teacher of 6"),
         (["--epochs", "0"], "--epochs is 0.0; a number above zero"),
         (["--base", "."], "The base model '.' cannot be read"),
@@ -398,7 +399,12 @@ def test_submit_sends_the_same_words_with_absolute_paths(
 ) -> None:
     sent: list[list[str]] = []
     monkeypatch.chdir(messages.parent)
-    monkeypatch.setattr("cluster.jobs.submit", lambda words, _: sent.append(words) or 0)
+
+    def taken(words: list[str], settings: Settings) -> int:
+        sent.append(words)
+        return 0
+
+    monkeypatch.setattr("cluster.jobs.submit", taken)
     words = ["train", "--data", "messages.csv", "--submit", "--label-column", "label"]
     monkeypatch.setattr(sys, "argv", ["firstline", *words])
     with pytest.raises(typer.Exit) as ended:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError
 from cluster.settings import Settings, load_settings
-from serve_app.text import dedup_key
+from serve_app.text import dedup_key, prepare
 from train_jobs import data
 from train_jobs.data import (
     MANIFEST,
@@ -318,7 +318,7 @@ def keys(dataset: Dataset, split: str) -> set[str]:
 def test_a_row_is_in_exactly_one_of_the_five_splits(dataset: Dataset) -> None:
     counts = Counter(key for split in DISJOINT for key in keys(dataset, split))
     assert set(counts.values()) == {1}
-    assert set(counts) == {_content_key(data.prepare(text).text) for text, _ in samples()}
+    assert set(counts) == {_content_key(prepare(text).text) for text, _ in samples()}
     assert dict(dataset.rows) == {name: len(dataset.read(name)) for name in SPLITS}
 
 
@@ -357,7 +357,7 @@ def test_a_test_file_is_respected_and_its_texts_are_nowhere_else(
     shared = [(f"  {text.upper()} ", label) for text, label in samples()[:50]]
     test = put(tmp_path / "test.csv", csv_of([*shared, *samples(40, seed=7)]))
     made = build(DataConfig(data=file, test=test, unlabelled=(test,)), settings)
-    expected = {_content_key(data.prepare(text).text) for text, _ in [*shared, *samples(40, 7)]}
+    expected = {_content_key(prepare(text).text) for text, _ in [*shared, *samples(40, 7)]}
     assert keys(made, "test") == expected
     for split in SPLITS:
         assert split == "test" or not keys(made, split) & expected
@@ -400,13 +400,11 @@ def test_personal_data_is_in_no_file(settings: Settings, tmp_path: Path) -> None
 def test_a_row_that_the_guard_cannot_read_is_left_out(
     settings: Settings, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = data.prepare
-
     def failing(raw: str) -> Any:
         def redactor(text: str) -> tuple[str, tuple[str, ...]]:
             raise RuntimeError
 
-        return real(raw, redactor) if "refund" in raw else real(raw)
+        return prepare(raw, redactor) if "refund" in raw else prepare(raw)
 
     monkeypatch.setattr(data, "prepare", failing)
     made = build(DataConfig(data=file, unlabelled=(file,)), settings)

@@ -1,12 +1,12 @@
 """The gate: a bad pair is refused with the whole table and leaves no trace; a good one is in."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.bundles import DatasetRef, GoldenRow, Metric, ModelBundle, Role, write_bundle
-from cluster.errors import GateError
+from cluster.errors import ConfigError, GateError
 from cluster.registry import latest_bundle
 from cluster.settings import Settings
 from cluster.tracking import client
@@ -14,9 +14,13 @@ from serve_app.classifier import OnnxClassifier
 from tests.toys import LABELS, WORDS, make_bundle
 from train_jobs.compress import Compressed, Variant
 from train_jobs.data import DataConfig, Dataset, build
-from train_jobs.gate import GateLimits, check, latency_ratio, run
+from train_jobs.gate import GateLimits, check, latency_ratio, read_limits, run
 
 WIDE = GateLimits(max_size_ratio=1.5, max_latency_ratio=2.0)
+
+
+def limits(**over: float) -> GateLimits:
+    return GateLimits.model_validate({**WIDE.model_dump(), **over})
 
 
 @pytest.fixture
@@ -67,10 +71,10 @@ def registered(settings: Settings) -> list[str]:
 
 
 def failed(
-    edge: ModelBundle, cloud: ModelBundle, dataset: Dataset, limits: GateLimits = WIDE,
+    edge: ModelBundle, cloud: ModelBundle, dataset: Dataset, stated: GateLimits = WIDE,
     ratio: float = 0.5,
 ) -> list[str]:  # fmt: skip
-    return [c.name.split(" (")[0] for c in check(edge, cloud, ratio, dataset, limits) if not c.ok]
+    return [c.name.split(" (")[0] for c in check(edge, cloud, ratio, dataset, stated) if not c.ok]
 
 
 def test_a_good_pair_is_registered(
@@ -89,7 +93,7 @@ def test_a_bad_pair_is_refused_with_the_table_and_leaves_no_trace(
 ) -> None:
     edge = bundle(tmp_path / "e", "edge", known_share=0.0, error=0.4)
     with pytest.raises(GateError, match="nothing was registered") as caught:
-        run(edge, cloud, 0.9, dataset, replace(WIDE, max_latency_ratio=0.6), settings=settings)
+        run(edge, cloud, 0.9, dataset, limits(max_latency_ratio=0.6), settings=settings)
     table = str(caught.value).splitlines()
     assert [line.split()[0] for line in table[1:-1]].count("FAIL") == 2
     assert len(table[1:-1]) == 6
@@ -148,9 +152,9 @@ def test_a_limit_that_is_just_met_is_met(
         "max_calibration_error": 0.02,
         "max_latency_ratio": 0.5,
     }
-    assert failed(edge, cloud, dataset, GateLimits(**{**asdict(WIDE), **found})) == []
-    less = {**asdict(WIDE), **found, name: found[name] * 0.999}
-    assert len(failed(edge, cloud, dataset, GateLimits(**less))) == 1
+    assert failed(edge, cloud, dataset, limits(**found)) == []
+    less = {**found, name: found[name] * 0.999}
+    assert len(failed(edge, cloud, dataset, limits(**less))) == 1
 
 
 def test_latency_is_that_of_the_chosen_variants() -> None:
@@ -163,3 +167,21 @@ def test_latency_is_that_of_the_chosen_variants() -> None:
         return Compressed(Path(), chosen, tuple(variants), 64)
 
     assert latency_ratio(side("int8", fp32=4.0, int8=1.0), side("fp32", fp32=5.0)) == 0.2
+
+
+def test_limits_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "limits.json"
+    file.write_text('{"max_size_ratio": 0.5}')
+    assert read_limits(file) == GateLimits(max_size_ratio=0.5)
+
+
+@pytest.mark.parametrize("content", ["{", '{"max_sise_ratio": 1}', '{"max_size_ratio": "big"}'])
+def test_limits_that_make_no_sense_are_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "limits.json"
+    file.write_text(content)
+    with pytest.raises(
+        ConfigError, match=r"limits\.json cannot be used.*\n(.*\n)*Known limits: min_a"
+    ):
+        read_limits(file)
+    with pytest.raises(ConfigError, match="There is no file"):
+        read_limits(tmp_path / "gone.json")
