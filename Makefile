@@ -5,7 +5,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-long lint clean
+.PHONY: setup demo test test-long lint chromium clean
 
 setup: $(READY)
 
@@ -24,7 +24,13 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+# The pages are tested in a real browser, Debian's. Without the right to install it they are skipped.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
+	  echo "No chromium: the page tests are skipped. On Debian: apt-get install chromium"
+
+test: lint chromium
 	$(BIN)/pytest
 
 test-long: setup

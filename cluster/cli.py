@@ -35,6 +35,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to 
 Submit = Annotated[bool, typer.Option("--submit", help="Run as a job on the Ray cluster.")]
 
 _TIMED_MESSAGES: Final = 300
+_WARM_UP: Final = 20
+_FEEDBACK: Final = 100
 _DEMO_ROWS: Final = 6000
 _DEMO_EPOCHS: Final = 6.0
 
@@ -222,6 +224,22 @@ def tune(
 
 def _latency_file(settings: Settings, release_id: str) -> Path:
     return settings.home / "latency" / f"{release_id}.json"
+
+
+def _time(settings: Settings, client: Any, texts: Sequence[str], release_id: str) -> Any:
+    """Asks one text per request, end to end, and keeps p50 and p95 for the release's report."""
+    import numpy as np
+
+    from tune.report import Latency
+
+    if not texts:
+        return None
+    for _ in client.timed(texts[:_WARM_UP]):
+        pass
+    p50, p95 = np.percentile(list(client.timed(texts)), (50, 95))
+    latency = Latency(p50=round(float(p50), 2), p95=round(float(p95), 2))
+    write_json(_latency_file(settings, release_id), latency.model_dump())
+    return latency
 
 
 def _report(settings: Settings, release_id: str | None) -> tuple[Any, Any]:
@@ -469,6 +487,9 @@ def classify(
     out: Annotated[Path | None, typer.Option(help="Write the answers as JSONL.")] = None,
     url: Annotated[str | None, typer.Option(help="Default: the service started here.")] = None,
     explain: Annotated[bool, typer.Option(help="Say why, for each answer.")] = False,
+    timed: Annotated[
+        int, typer.Option(min=0, help="Then ask so many one by one, and keep p50 and p95.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Classify texts over HTTP.
@@ -484,8 +505,10 @@ def classify(
     if file is not None:
         texts, labels = _read_texts(file, text_column, label_column)
     assert texts is not None
-    with Firstline(_url(load_settings(), url)) as client:
+    settings = load_settings()
+    with Firstline(_url(settings, url)) as client:
         answers = client.classify(texts, explain=explain)
+        latency = _time(settings, client, texts[:timed], answers[0]["release"])
     if out is not None:
         write_text(out, "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers))
         _say(f"Wrote {len(answers)} answers to {out}.")
@@ -499,6 +522,8 @@ def classify(
                 _print(answer["explanation"])
     if file is not None and not as_json:
         _summarise(answers, labels)
+    if latency is not None:
+        _say(f"one by one: p50 {_ms(latency.p50)}, p95 {_ms(latency.p95)}, end to end over HTTP")
 
 
 def _summarise(answers: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
@@ -557,21 +582,17 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _traffic(url: str, texts: Sequence[str], labels: Sequence[str]) -> tuple[Any, float]:
-    """Real HTTP: the whole test split in lists, then one text at a time for the latency."""
-    import numpy as np
-
+def _traffic(settings: Settings, url: str, texts: Sequence[str], labels: Sequence[str]) -> float:
+    """Real HTTP: the whole split in lists, feedback, then one by one; the accuracy seen."""
     from serve_app.client import Firstline
-    from tune.report import Latency
 
     with Firstline(url) as client:
         answers = client.classify(texts)
-        for answer, label in list(zip(answers, labels, strict=True))[:100]:
+        for answer, label in list(zip(answers, labels, strict=True))[:_FEEDBACK]:
             client.feedback(answer["id"], label)
-        times = list(client.timed(texts[:_TIMED_MESSAGES]))
-    right = sum(a["label"] == label for a, label in zip(answers, labels, strict=True))
-    p50, p95 = np.percentile(times[20:], (50, 95))
-    return Latency(p50=round(float(p50), 2), p95=round(float(p95), 2)), right / len(answers)
+        _time(settings, client, texts[:_TIMED_MESSAGES], answers[0]["release"])
+    right: int = sum(a["label"] == label for a, label in zip(answers, labels, strict=True))
+    return right / len(answers)
 
 
 @app.command()
@@ -608,12 +629,10 @@ def demo(
     _say("Serving it ...")
     try:
         info = service.start(settings, release.id, _serve_config(None, "127.0.0.1", _free_port()))
-        latency, seen = _traffic(
-            info.url, [row.message.text for row in test], [str(row.label) for row in test]
-        )
+        texts, labels = [row.message.text for row in test], [str(row.label) for row in test]
+        seen = _traffic(settings, info.url, texts, labels)
     finally:
         service.stop(settings)
-    write_json(_latency_file(settings, release.id), latency.model_dump())
     _, figures = _report(settings, release.id)
     data, page = write_report(release, figures, settings.home)
     _show(figures)
