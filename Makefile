@@ -37,4 +37,4 @@ test-long: setup
 	$(BIN)/pytest -m long
 
 clean:
-	rm -rf $(VENV) .firstline
+	rm -rf $(VENV) .firstline/demo

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from cluster.errors import ConfigError, ServiceError
 from cluster.settings import Settings
 
 # Read by Ray Serve when its processes start, so they stand in the environment of the cluster.
@@ -61,7 +62,7 @@ def connect(
         # Inside a submitted job, the job's own working_dir already holds the code.
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ and not _same_machine(address):
             runtime_env["working_dir"] = str(_package_root())
-        ray.init(address=address, runtime_env=runtime_env, **common)
+        _join(address, runtime_env, common)
         return
     for name, value in SERVE_ENV.items():
         os.environ.setdefault(name, value)
@@ -73,6 +74,23 @@ def connect(
         runtime_env=runtime_env,
         **common,
     )
+
+
+def _join(address: str, runtime_env: dict[str, object], common: dict[str, Any]) -> None:
+    import ray
+
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{address} is a dashboard, to which jobs are submitted. Add --submit, or set "
+            "RAY_ADDRESS to the cluster itself, such as 127.0.0.1:6379 or ray://host:10001."
+        )
+    try:
+        ray.init(address=address, runtime_env=runtime_env, **common)
+    except (ConnectionError, RuntimeError) as error:
+        raise ServiceError(
+            f"The Ray cluster at {address} does not answer: {str(error).strip().splitlines()[0]} "
+            "Check RAY_ADDRESS and FIRSTLINE_RAY_ADDRESS, or unset them for a Ray of its own."
+        ) from error
 
 
 def _same_machine(address: str) -> bool:

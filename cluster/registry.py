@@ -72,17 +72,22 @@ def register_bundle(settings: Settings, bundle: ModelBundle) -> None:
     _register(settings, f"firstline-{role}", bundle.path, {"firstline.sha256": bundle.sha256})
 
 
-def latest_bundle(settings: Settings, role: str) -> Path:
-    """The folder of the newest registered bundle of a role.
+def fetch_bundle(settings: Settings, role: str, sha256: str | None = None) -> Path:
+    """The folder of a registered bundle of a role, by hash, or of the newest.
 
     Raises:
-        ReleaseError: none was registered yet.
+        ReleaseError: there is none.
     """
     mlflow = client(settings)
-    versions = _versions(mlflow, f"firstline-{role}")
+    versions = [
+        version
+        for version in _versions(mlflow, f"firstline-{role}")
+        if sha256 in {None, version.tags["firstline.sha256"]}
+    ]
     if not versions:
+        which = f"{role} bundle {sha256[:12]}" if sha256 else f"{role} bundle"
         raise ReleaseError(
-            f"No {role} bundle is registered in {settings.tracking_uri}. Run `firstline train`."
+            f"No {which} is registered in {settings.tracking_uri}. Run `firstline train`."
         )
     return _fetched(settings, mlflow, versions[-1])
 

@@ -85,7 +85,25 @@ def _check_pins(what: str, pins: Any, edge_sha256: str, cloud_sha256: str) -> No
         )
 
 
-def release_id(
+def _check_parts(
+    policy: Mapping[str, Any],
+    certificate: Mapping[str, Any],
+    edge_sha256: str,
+    cloud_sha256: str,
+) -> None:
+    """Raises ReleaseError unless policy, certificate and bundles were made for one another."""
+    _check_pins("policy", policy.get("bundles"), edge_sha256, cloud_sha256)
+    _check_pins("certificate", certificate.get("bundles"), edge_sha256, cloud_sha256)
+    found, certified = sha256_json(dict(policy)), str(certificate.get("policy_sha256"))
+    if found != certified:
+        raise ReleaseError(
+            f"The certificate speaks of the policy {certified[:12]}, and this one is "
+            f"{found[:12]}: its weights or its threshold were changed after it was certified. Run "
+            "`firstline tune`."
+        )
+
+
+def identity_of(
     edge_sha256: str,
     cloud_sha256: str,
     policy: Mapping[str, Any],
@@ -117,9 +135,8 @@ def create_release(
             f"The edge knows {len(edge.manifest.labels)} labels and the cloud "
             f"{len(cloud.manifest.labels)}, or in another order. Both must come from one dataset."
         )
-    _check_pins("policy", policy.get("bundles"), edge.sha256, cloud.sha256)
-    _check_pins("certificate", certificate.get("bundles"), edge.sha256, cloud.sha256)
-    identity = release_id(edge.sha256, cloud.sha256, policy, certificate, prices)
+    _check_parts(policy, certificate, edge.sha256, cloud.sha256)
+    identity = identity_of(edge.sha256, cloud.sha256, policy, certificate, prices)
     target = settings.releases_dir / identity
     if (target / MANIFEST).is_file():
         return load_release(settings, target.name)
@@ -175,9 +192,14 @@ def load_release(settings: Settings, release_id: str) -> Release:
                 "the release was made. Make it again with `firstline tune`."
             )
     policy, certificate = read_json(path / POLICY), read_json(path / CERTIFICATE)
-    _check_pins("policy", policy.get("bundles"), manifest.edge_sha256, manifest.cloud_sha256)
-    _check_pins("certificate", certificate.get("bundles"), manifest.edge_sha256,
-                manifest.cloud_sha256)  # fmt: skip
+    prices = read_json(path / PRICES)
+    edge, cloud = manifest.edge_sha256, manifest.cloud_sha256
+    _check_parts(policy, certificate, edge, cloud)
+    if identity_of(edge, cloud, policy, certificate, prices) != release_id:
+        raise ReleaseError(
+            f"The folder {path} holds another release than its name says. Make it again with "
+            "`firstline tune`."
+        )
     release = Release(
         path=path,
         manifest=manifest,
@@ -185,7 +207,7 @@ def load_release(settings: Settings, release_id: str) -> Release:
         cloud_path=bundle_path(settings, manifest.cloud_sha256),
         policy=policy,
         certificate=certificate,
-        prices=read_json(path / PRICES),
+        prices=prices,
     )
     for folder in (release.edge_path, release.cloud_path):
         read_manifest(folder)

@@ -301,16 +301,15 @@ class _MonitorLink:
         self._background: set[asyncio.Task[None]] = set()
 
     def use(self, prices: Prices) -> None:
-        """The prices of the monitor, if it has yet to be started."""
+        """The prices that savings are counted by."""
         self._prices = prices
+        self._tell("use_prices", prices)
 
     def emit(self, records: Sequence[Record]) -> None:
         self._emitter.emit(records)
 
     def bad_outputs(self, count: int) -> None:
-        task = asyncio.get_running_loop().create_task(self._count(count))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._tell("count_bad_outputs", count)
 
     async def ask(self, method: str) -> Any:
         """Raises ServiceError if the monitor does not answer."""
@@ -340,12 +339,18 @@ class _MonitorLink:
 
         return send
 
-    async def _count(self, count: int) -> None:
+    def _tell(self, method: str, value: Any) -> None:
+        """Calls the actor in the background."""
+        task = asyncio.get_running_loop().create_task(self._call(method, value))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _call(self, method: str, value: Any) -> None:
         try:
             actor = await asyncio.to_thread(self._monitor)
-            await actor.count_bad_outputs.remote(count)
+            await getattr(actor, method).remote(value)
         except Exception as error:  # noqa: BLE001 - open on failure: metrics never stop an answer
-            log.warning("The monitor did not take %d bad outputs: %r", count, error)
+            log.warning("The monitor did not take %s: %r", method, error)
 
 
 class Router:

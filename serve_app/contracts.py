@@ -66,18 +66,3 @@ class Decision:
     trust: float
     threshold: float
     signals: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the client gets for one text."""
-
-    id: str
-    label: str
-    confidence: float
-    route: Route
-    reason: RouteReason
-    cost_usd: float
-    latency_ms: float
-    release: str
-    degraded: bool

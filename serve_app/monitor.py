@@ -397,6 +397,10 @@ class MonitorActor:
     def count_bad_outputs(self, count: int) -> None:
         self._windows.count_bad_outputs(count, time.time())
 
+    def use_prices(self, prices: Prices) -> None:
+        """Another release may have other prices; savings are against those of the present one."""
+        self._windows.prices = prices
+
     def snapshot(self) -> Stats:
         return self._windows.snapshot(time.time())
 

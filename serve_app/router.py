@@ -277,7 +277,7 @@ class Answerer:
             latency_ms=work.latency_ms,
             release=self.release.id,
             degraded=work.degraded,
-            explanation=self._explain(work) if explain else None,
+            explanation=self._explain(work, work.final) if explain else None,
         )
 
     def _preview(self, work: _Work, explain: bool) -> Answered:
@@ -291,14 +291,15 @@ class Answerer:
             latency_ms=work.latency_ms,
             release=self.release.id,
             degraded=False,
-            explanation=self._explain(work) if explain else None,
+            # Without probabilities: from them the label could be read, and it is not audited.
+            explanation=self._explain(work, None) if explain else None,
         )
 
-    def _explain(self, work: _Work) -> Explanation:
+    def _explain(self, work: _Work, answer: Prediction | None) -> Explanation:
         policy, decision = self.release.policy, work.decision
         values = decision.signals if decision else {}
         other = Route.CLOUD if work.route is Route.EDGE else Route.EDGE
-        given = work.final.probabilities if work.final else ()
+        given = answer.probabilities if answer else ()
         return Explanation(
             probabilities=dict(zip(self.release.labels, given, strict=bool(given))),
             decision=decision,
@@ -313,6 +314,16 @@ class Answerer:
             other_cost_usd=self.release.prices.of(other),
         )
 
+    def _kept_signals(self, decision: Decision | None) -> dict[str, float]:
+        """Without signals no decision was made: the edge had failed.
+
+        `random` is a hash of the text without a key, with which likely texts could be tried, so it
+        is written down only where a rule weighs it.
+        """
+        seen = decision.signals if decision else {}
+        weighed = self.release.policy.weights
+        return {name: value for name, value in seen.items() if name != "random" or name in weighed}
+
     def _record(self, work: _Work, answer: Answered) -> AuditRecord:
         decision = work.decision
         return AuditRecord(
@@ -323,8 +334,7 @@ class Answerer:
             reason=answer.reason.value,
             label=answer.label or "",
             confidence=answer.confidence,
-            # Without signals no decision was made: the edge had failed.
-            signals=decision.signals if decision else {},
+            signals=self._kept_signals(decision),
             trust=decision.trust if decision else 0.0,
             threshold=self.release.policy.threshold,
             release=answer.release,

@@ -51,6 +51,7 @@ _AUTH_MODE: Final = "RAY_AUTH_MODE"
 _AUTH_PATH: Final = "RAY_AUTH_TOKEN_PATH"
 _POLL_S: Final = 0.2
 _STOP_WAIT_S: Final = 60.0
+_HTTP_WAIT_S: Final = 10.0
 _MARKER: Final = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
 _RELEASE_BUILDER: Final = "serve_app.app:build_release"
 _ROUTER_BUILDER: Final = "serve_app.app:build_router"
@@ -185,16 +186,29 @@ def status(settings: Settings) -> ServiceStatus:
             if info
             else [],
         )
+    try:
+        return _live_status(settings, info)
+    except ServiceError as error:
+        return ServiceStatus(
+            running=False,
+            ready=False,
+            info=info,
+            applications={},
+            replicas={},
+            problems=[f"{error} If that cluster is gone for good: firstline stop"],
+        )
+
+
+def _live_status(settings: Settings, info: ServiceInfo) -> ServiceStatus:
     with _connected(settings, info):
         from ray import serve
 
         applications = serve.status().applications
-        problems = [
-            f"{name}: {app.message}" for name, app in applications.items() if app.message
-        ] + _not_ready(info)
+        missing = _not_ready(info)
+        failed = [f"{name}: {app.message}" for name, app in applications.items() if app.message]
         return ServiceStatus(
             running=True,
-            ready=not _not_ready(info),
+            ready=not missing,
             info=info,
             applications={name: str(app.status.value) for name, app in applications.items()},
             replicas={
@@ -202,7 +216,7 @@ def status(settings: Settings) -> ServiceStatus:
                 for name, app in applications.items()
                 for deployment, found in app.deployments.items()
             },
-            problems=problems,
+            problems=failed + missing,
         )
 
 
@@ -216,7 +230,8 @@ def stop(settings: Settings, wait_s: float = _STOP_WAIT_S) -> bool:
     if info is None:
         return False
     if info.keeper_pid is None:
-        _leave_cluster(settings, info)
+        with contextlib.suppress(ServiceError):  # the cluster is gone, and all on it
+            _leave_cluster(settings, info)
     else:
         _stop_keeper(info, wait_s)
     _forget(settings, info)
@@ -411,12 +426,17 @@ def _deploy_first(
         config=config,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    _deploy(settings, config, [release_id], routed=None)
-    _wait_running(release_app(release_id), wait_s)
-    _deploy(settings, config, [release_id], routed=release_id)
-    _wait_running(ROUTER_APP, wait_s)
-    _wait_routed(info, release_id, wait_s)
-    _write(settings, info)
+    try:
+        _deploy(settings, config, [release_id], routed=None)
+        _wait_running(release_app(release_id), wait_s)
+        _deploy(settings, config, [release_id], routed=release_id)
+        _wait_running(ROUTER_APP, wait_s)
+        _wait_routed(info, release_id, wait_s)
+        _write(settings, info)
+    except BaseException:
+        if haproxy_dir is None:  # a cluster of our own goes down as a whole
+            _leave_cluster(settings, info)
+        raise
     return info
 
 
@@ -540,11 +560,16 @@ def _wait_routed(info: ServiceInfo, release_id: str, wait_s: float) -> None:
     )
 
 
+def _get_http(info: ServiceInfo, path: str) -> httpx.Response:
+    # Not through the user's proxy: the service is on this machine.
+    return httpx.get(f"{info.url}{path}", timeout=_HTTP_WAIT_S, trust_env=False)
+
+
 def _routes(info: ServiceInfo, release_id: str) -> bool:
     try:
-        if httpx.get(f"{info.url}/readyz", timeout=10).status_code != httpx.codes.OK:
+        if _get_http(info, "/readyz").status_code != httpx.codes.OK:
             return False
-        found = httpx.get(f"{info.url}/v1/release", timeout=10)
+        found = _get_http(info, "/v1/release")
         return bool(found.is_success and found.json()["id"] == release_id)
     except (httpx.HTTPError, ValueError, KeyError):
         return False
@@ -552,7 +577,7 @@ def _routes(info: ServiceInfo, release_id: str) -> bool:
 
 def _not_ready(info: ServiceInfo) -> list[str]:
     try:
-        answer = httpx.get(f"{info.url}/readyz", timeout=10)
+        answer = _get_http(info, "/readyz")
         if answer.is_success:
             return []
         return [str(detail["problem"]) for detail in answer.json()["error"]["details"]]

@@ -70,6 +70,8 @@ class Tier:
         # One message at a time is exact (classifier.py), so CPUs are used by messages side by
         # side, not inside one.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx")
+        # A health check must not wait behind a long list, or Serve replaces a healthy replica.
+        self._health = ThreadPoolExecutor(1, thread_name_prefix="health")
         self._model = TierModel.load(Path(path), sha256, threads=1)
 
     async def predict(self, texts: list[str], sha256: str) -> list[Prediction | None]:
@@ -92,7 +94,7 @@ class Tier:
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising makes it replace the replica."""
-        await self._off_loop(self._model.check)
+        await asyncio.get_running_loop().run_in_executor(self._health, self._model.check)
 
     async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)

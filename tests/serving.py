@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.bundles import ModelBundle
+from cluster.files import sha256_json
 from cluster.releases import Release, create_release
 from cluster.settings import Settings
 from serve_app.cost import Prices
@@ -14,10 +15,13 @@ from tests.toys import make_bundle
 THRESHOLD = 0.9
 
 
-def certificate(edge: ModelBundle, cloud: ModelBundle, **over: Any) -> dict[str, Any]:
+def certificate(
+    edge: ModelBundle, cloud: ModelBundle, policy: RouterPolicy, **over: Any
+) -> dict[str, Any]:
     """A certificate of the right shape; its figures are made up."""
     return {
         "bundles": {"edge": edge.sha256, "cloud": cloud.sha256},
+        "policy_sha256": sha256_json(policy.model_dump(mode="json")),
         "risk": 0.01,
         "confidence": 0.95,
         "rows": 1000,
@@ -42,7 +46,7 @@ def make_release(
         edge=edge,
         cloud=cloud,
         policy=policy.model_dump(mode="json"),
-        certificate=certificate(edge, cloud),
+        certificate=certificate(edge, cloud, policy),
         prices=Prices().model_dump(mode="json"),
     )
 

@@ -20,6 +20,7 @@ from cluster.progress import Report, silent
 from cluster.settings import Settings
 from cluster.tracking import log_stage
 from serve_app.text import TextTokenizer
+from train_jobs.curves import draw_curves
 from train_jobs.data import Dataset, load_dataset
 from train_jobs.encoders import max_tokens, resolve_base, save_tokenizer, vocabulary_logits
 from train_jobs.training import (
@@ -144,9 +145,9 @@ def loop(config: dict[str, Any]) -> None:
         _freeze_encoder(model, False)
         history += head.state.log_history
     full = trainer(full_fit)
-    before = full.evaluate(judged)["eval_loss"]
+    before = full.evaluate(judged, metric_key_prefix="judged")["judged_loss"]
     full.train_to_best()
-    after = full.evaluate(judged)["eval_loss"]
+    after = full.evaluate(judged, metric_key_prefix="judged")["judged_loss"]
     figures = {
         "perplexity_before": exp(before),
         "perplexity_after": exp(after),
@@ -176,5 +177,6 @@ def run(
         report=report,
     )
     log_stage(settings, "dapt", params=params_of(config, compute), metrics=trained.figures,
-              history=trained.history, tags={"dataset": dataset.fingerprint})  # fmt: skip
+              history=trained.history, files=[draw_curves(trained, "dapt")],
+              tags={"dataset": dataset.fingerprint})  # fmt: skip
     return trained

@@ -65,10 +65,10 @@ class Check:
         )
 
 
-def _company_changes(edge: OnnxClassifier, texts: Sequence[str]) -> int:
+def _company_changes(model: OnnxClassifier, texts: Sequence[str]) -> int:
     """Messages whose prediction differs in any bit when they are asked with others."""
-    together = edge.predict(texts)
-    return sum(edge.predict([text])[0] != seen for text, seen in zip(texts, together, strict=True))
+    together = model.predict(texts)
+    return sum(model.predict([text])[0] != seen for text, seen in zip(texts, together, strict=True))
 
 
 def _golden_ok(bundle: ModelBundle) -> bool:
@@ -97,7 +97,10 @@ def check(
     kept = accuracy(edge) / max(accuracy(cloud), 1e-9)
     error = edge.manifest.metrics["calibration_error"].value
     size = edge.size_bytes / cloud.size_bytes
-    changes = _company_changes(OnnxClassifier.of(edge), texts[:_INVARIANCE_ROWS])
+    changes = sum(
+        _company_changes(OnnxClassifier.of(bundle), texts[:_INVARIANCE_ROWS])
+        for bundle in (edge, cloud)
+    )
     golden = sum(not _golden_ok(bundle) for bundle in (edge, cloud))
     return [
         Check("accuracy kept (edge/cloud, tune)", kept, limits.min_accuracy_kept,

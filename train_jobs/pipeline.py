@@ -84,6 +84,12 @@ def timed(name: str, stages_s: dict[str, float]) -> Iterator[Report]:
     stages_s[name] = round(time.monotonic() - start, 1)
 
 
+def _golden_texts(dataset: data.Dataset) -> list[str]:
+    """A few messages that travel with both bundles: none in which personal data was found."""
+    rows = [row.message for row in dataset.read("calibration") if not row.message.pii]
+    return [message.text for message in rows[:_GOLDEN_ROWS]]
+
+
 def _bundle(
     role: Role,
     compressed: compress.Compressed,
@@ -108,7 +114,7 @@ def _bundle(
             "calibration_error_before": calibrated.before,
         },
         recipe=recipe,
-        golden=made.golden_rows(dataset.texts("calibration")[:_GOLDEN_ROWS]),
+        golden=made.golden_rows(_golden_texts(dataset)),
         extras=[compressed.path / compress.PARITY, compressed.path / "parity.png",
                 calibrated.diagram],
     )  # fmt: skip
@@ -185,6 +191,7 @@ def parse(arguments: list[str] | None = None) -> PipelineConfig:
     parser.add_argument("--epochs", type=float, help="of fine-tuning and distillation, at most")
     parser.add_argument("--dapt-epochs", type=float)
     parser.add_argument("--student-layers", type=int)
+    parser.add_argument("--certify-share", type=float, help="of the rows not in the test split")
     parser.add_argument("--limits", type=Path, help="JSON of the gate's limits")
     parser.add_argument("--num-workers", type=int, default=1)
     given = parser.parse_args(arguments)
@@ -202,6 +209,7 @@ def configure(
     epochs: float | None = None,
     dapt_epochs: float | None = None,
     student_layers: int | None = None,
+    certify_share: float | None = None,
     limits: Path | None = None,
     num_workers: int = 1,
 ) -> PipelineConfig:
@@ -211,25 +219,26 @@ def configure(
     for name, value in (("--epochs", epochs), ("--dapt-epochs", dapt_epochs)):
         if value is not None and not 0 < value < inf:
             raise ConfigError(f"{name} is {value}; a number above zero is needed, such as 3.")
+    if certify_share is not None and not 0 < certify_share <= 0.5:
+        raise ConfigError(f"--certify-share is {certify_share}; between 0 and 0.5 is needed.")
 
     def given(**options: Any) -> dict[str, Any]:
         return {name: value for name, value in options.items() if value is not None}
 
     return PipelineConfig(
-        data=_data_config(data, text_column, label_column, test, unlabelled or []),
+        data=DataConfig(
+            data=data,
+            text_column=text_column,
+            label_column=label_column,
+            test=test,
+            unlabelled=tuple(unlabelled or ()),
+            **given(certify_share=certify_share),
+        ),
         dapt=DaptConfig(base=base, **given(epochs=dapt_epochs)),
         finetune=FinetuneConfig(**given(epochs=epochs)),
         distill=DistillConfig(**given(epochs=epochs, layers=student_layers)),
         limits=read_limits(limits) if limits else GateLimits(),
         compute=Compute(num_workers=num_workers),
-    )
-
-
-def _data_config(
-    path: Path, text: str, label: str, test: Path | None, unlabelled: list[Path]
-) -> DataConfig:
-    return DataConfig(
-        data=path, text_column=text, label_column=label, test=test, unlabelled=tuple(unlabelled)
     )
 
 

@@ -9,7 +9,8 @@ import random
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -27,7 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from cluster.errors import DataError, TrainingError
+from cluster.errors import ConfigError, DataError, TrainingError
 from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, relayed
 from cluster.settings import Settings
@@ -162,6 +163,8 @@ class _BestWeights(TrainerCallback):  # type: ignore[misc]
         model: torch.nn.Module,
         **_: Any,
     ) -> None:
+        if "eval_loss" not in metrics:
+            return  # somebody measures something else, such as DAPT on the rows that judge it
         if metrics["eval_loss"] < self.best_loss - 1e-4:
             self.best_loss, self._bad = metrics["eval_loss"], 0
             self.best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
@@ -277,8 +280,27 @@ def _resources(compute: Compute) -> tuple[bool, int]:
     gpu = compute.use_gpu
     if gpu is None:
         gpu = have.get("GPU", 0) >= compute.num_workers
-    share = max(1, int(have.get("CPU", 1)) // compute.num_workers)
-    return gpu, compute.cpus_per_worker or share
+    nodes = [
+        int(node["Resources"].get("CPU", 0))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+    return gpu, compute.cpus_per_worker or cpus_per_worker(compute.num_workers, nodes)
+
+
+def cpus_per_worker(workers: int, nodes: Sequence[int]) -> int:
+    """The most CPUs each of so many workers can have, none of them spread over two nodes.
+
+    Raises:
+        ConfigError: more workers than CPUs; Ray Train would wait for ever.
+    """
+    for share in range(max(nodes, default=0), 0, -1):
+        if sum(cpus // share for cpus in nodes) >= workers:
+            return share
+    raise ConfigError(
+        f"{workers} workers were asked for and the cluster has {sum(nodes)} CPUs; each worker "
+        "needs one at least. Use fewer with --num-workers, or add nodes."
+    )
 
 
 def fit_on_ray(
@@ -294,6 +316,7 @@ def fit_on_ray(
     """Runs `loop` on Ray Train workers and brings rank 0's folder to `out`.
 
     Raises:
+        ConfigError: more workers than CPUs.
         TrainingError: a worker failed; nothing is left at `out`.
     """
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
@@ -302,7 +325,7 @@ def fit_on_ray(
     gpu, cpus = _resources(compute)
     name = f"{stage}-{uuid.uuid4().hex[:8]}"  # Train resumes a run of the same name
     storage = settings.home / "ray"
-    with relayed(report) as board:
+    with relayed(report) as board, _scratch(storage / name):
         trainer = TorchTrainer(
             loop,
             train_loop_config={
@@ -327,12 +350,20 @@ def fit_on_ray(
                 "Nothing was registered. If a worker ran out of memory, use fewer workers or a "
                 f"smaller base; its log is in the newest session under /tmp/ray ({name})."
             ) from error
-    assert result.checkpoint is not None
-    with new_folder(out) as folder:
-        result.checkpoint.to_directory(str(folder))
-    shutil.rmtree(storage / name, ignore_errors=True)
+        assert result.checkpoint is not None
+        with new_folder(out) as folder:
+            result.checkpoint.to_directory(str(folder))
     made = read_json(out / HISTORY)
     return Trained(out, made["figures"], made["history"])
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """What Ray Train keeps of a run is of no use once its checkpoint was fetched, or it failed."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_threads() -> None:

@@ -5,6 +5,7 @@ The three tables are scored once, through the classifier that serves. The sweep 
 """
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from cluster.errors import CertifyError
 from cluster.files import read_json, write_json
 from cluster.progress import Report as Progress
 from cluster.progress import silent
-from cluster.releases import REPORT, Release, create_release, release_id
+from cluster.releases import REPORT, Release, create_release, identity_of
 from cluster.settings import Settings
 from cluster.tracking import log_stage
 from serve_app.classifier import OnnxClassifier
@@ -144,7 +145,8 @@ def make(
     certificate = selection.certificate.model_dump(mode="json")
     prices = config.prices.model_dump(mode="json")
     parts = {"policy": policy, "certificate": certificate, "prices": prices}
-    identity = release_id(pair.edge.sha256, pair.cloud.sha256, **parts)
+    start = time.monotonic()
+    identity = identity_of(pair.edge.sha256, pair.cloud.sha256, **parts)
     report = build_report(
         tune=made["tune"],
         test=made["test"],
@@ -164,6 +166,8 @@ def make(
             folder, tune=made["tune"], certify=made["certify"], test=made["test"],
             front=result.front, selection=selection, prices=config.prices, report=report,
         )  # fmt: skip
+        spent = {**report.stages_s, "release": round(time.monotonic() - start, 1)}
+        report = report.model_copy(update={"stages_s": spent})
         write(folder, report, pictures)
         write_json(folder / PICTURES, {caption: file.name for caption, file in pictures.items()})
         search.save(result, folder / "front.json")

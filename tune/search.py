@@ -38,6 +38,7 @@ from ray.tune import (
 )
 from ray.tune.search.optuna import OptunaSearch
 
+from cluster.errors import FirstlineError
 from cluster.files import write_json
 from cluster.progress import Report, silent, stage
 from serve_app.cost import Prices
@@ -227,10 +228,6 @@ def load(path: Path) -> SweepResult:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `python -m tune.search`."""
-    from cluster.connect import connected
-    from cluster.settings import load_settings
-    from tune.report import draw_pareto
-
     parser = argparse.ArgumentParser(
         prog="python -m tune.search",
         description="Search escalation policies on a replayed table; write the Pareto front.",
@@ -240,6 +237,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=SweepConfig.trials)
     parser.add_argument("--seed", type=int, help="default: FIRSTLINE_SEED")
     options = parser.parse_args(arguments)
+    try:
+        _search(options)
+    except FirstlineError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+
+
+def _search(options: argparse.Namespace) -> None:
+    from cluster.connect import connected
+    from cluster.settings import load_settings
+    from tune.report import draw_pareto
 
     table = load_table(options.table)
     settings = load_settings()

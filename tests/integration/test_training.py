@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from cluster.bundles import load_bundle
 from cluster.connect import connected
 from cluster.files import read_json
-from cluster.registry import latest_bundle
+from cluster.registry import fetch_bundle
 from cluster.settings import Settings, load_settings
 from cluster.tracking import EXPERIMENT, client
 from serve_app.classifier import OnnxClassifier
@@ -117,8 +117,8 @@ def test_the_parity_report_has_every_variant_and_none_minds_its_company(
 def test_the_pair_is_registered_and_can_be_taken_up(
     result: PipelineResult, settings: Settings
 ) -> None:
-    assert load_bundle(latest_bundle(settings, "edge"), result.edge.sha256)
-    assert load_bundle(latest_bundle(settings, "cloud"), result.cloud.sha256)
+    assert load_bundle(fetch_bundle(settings, "edge"), result.edge.sha256)
+    assert load_bundle(fetch_bundle(settings, "cloud"), result.cloud.sha256)
     last = read_json(settings.home / RUN)
     assert last["edge"]["sha256"] == result.edge.sha256
     assert load_dataset(Path(last["dataset"])) == result.dataset
@@ -129,7 +129,7 @@ def test_the_pair_is_registered_and_can_be_taken_up(
 @pytest.mark.parametrize(
     ("stage", "param", "metric", "picture"),
     [
-        ("dapt", "masked_share", "perplexity_after", None),
+        ("dapt", "masked_share", "perplexity_after", "dapt-curves.png"),
         ("finetune", "head_learning_rate", "validation_accuracy", "finetune-curves.png"),
         ("distill", "soft_share", "teacher_validation_accuracy", "distill-curves.png"),
         ("compress", "chosen", "p50_ms", "parity.png"),
@@ -143,7 +143,7 @@ def test_every_stage_is_in_mlflow(
     stage: str,
     param: str,
     metric: str,
-    picture: str | None,
+    picture: str,
 ) -> None:
     mlflow = client(settings)
     experiment = mlflow.get_experiment_by_name(EXPERIMENT).experiment_id
@@ -155,7 +155,7 @@ def test_every_stage_is_in_mlflow(
         assert metric in item.data.metrics
         assert item.data.tags["dataset"] == result.dataset.fingerprint
         files = {artifact.path for artifact in mlflow.list_artifacts(item.info.run_id)}
-        assert picture is None or picture in files
+        assert picture in files
     if stage in {"dapt", "finetune", "distill"}:
         curve = mlflow.get_metric_history(found[0].info.run_id, "eval_loss")
         assert len({point.step for point in curve}) >= 2

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from cluster.bundles import MANIFEST as BUNDLE_MANIFEST
 from cluster.bundles import ModelBundle, write_bundle
-from cluster.cli import _submitted, app
+from cluster.cli import _submitted, _with_absolute_paths, app
 from cluster.registry import champion, promote, register_bundle, register_release
 from cluster.releases import MANIFEST, Release, store_bundle
 from cluster.settings import Settings
@@ -76,6 +76,7 @@ COMMANDS = sorted(commands(typer.main.get_command(app)))
 def test_the_commands_are_those_that_were_promised() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
         "train", "tune", "serve", "classify", "report", "status", "stop", "demo",
+            "compact",
         "releases list", "releases show", "releases promote", "releases rollback",
     }  # fmt: skip
 
@@ -196,7 +197,10 @@ def _of(bundle: ModelBundle, dataset: Dataset) -> ModelBundle:
 def trained(settings: Settings, dataset: Dataset, tmp_path: Path) -> Pair:
     """What `firstline train` leaves behind, of a toy pair."""
     made = make_pair(tmp_path / "made")
-    pair = Pair(_of(made.edge, dataset), _of(made.cloud, dataset))
+    made = Pair(_of(made.edge, dataset), _of(made.cloud, dataset))
+    pair = Pair(store_bundle(settings, made.edge), store_bundle(settings, made.cloud))
+    for bundle in (pair.edge, pair.cloud):
+        register_bundle(settings, bundle)
     write_run(settings, pair, dataset)
     return pair
 
@@ -240,6 +244,14 @@ def test_tune_refuses_a_target_that_makes_no_sense(
 def test_tune_refuses_a_corrupted_bundle(trained: Pair) -> None:
     trained.edge.model_path.write_bytes(trained.edge.model_path.read_bytes() + b"x")
     refused(firstline("tune", "--risk", "0.2"), "is corrupted: model.onnx")
+
+
+def test_tune_refuses_a_pair_that_no_gate_has_passed(
+    settings: Settings, dataset: Dataset, trained: Pair
+) -> None:
+    unknown = replace(trained, edge=replace(trained.edge, sha256="e" * 64))
+    write_run(settings, unknown, dataset)
+    refused(firstline("tune"), "No edge bundle eeeeeeeeeeee is registered", "firstline train")
 
 
 def test_tune_refuses_a_pair_of_another_dataset(
@@ -411,6 +423,21 @@ def test_submit_sends_the_same_words_with_absolute_paths(
         _submitted(settings)
     assert ended.value.exit_code == 0
     assert sent == [["train", "--data", str(messages), "--label-column", "label"]]
+
+
+def test_only_the_values_of_path_options_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`firstline tune --submit` from our own root sent the path of the folder `tune`."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tune", "label", "data.csv"):
+        (tmp_path / name).touch()
+    assert _with_absolute_paths(["tune", "--risk", "0.01"]) == ["tune", "--risk", "0.01"]
+    words = ["train", "--data=data.csv", "--label-column", "label", "--base", "some/hub-id"]
+    assert _with_absolute_paths(words) == [
+        "train", f"--data={tmp_path / 'data.csv'}", "--label-column", "label", "--base",
+        "some/hub-id",
+    ]  # fmt: skip
 
 
 def test_submit_without_a_cluster_is_a_paragraph(

@@ -325,9 +325,9 @@ def test_a_row_is_in_exactly_one_of_the_five_splits(dataset: Dataset) -> None:
 @given(st.text(), st.booleans())
 def test_a_split_is_a_matter_of_the_text_alone(text: str, with_test: bool) -> None:
     """Of no other row, no order, no seed: so a row stays where it is whatever comes to it."""
-    split = _place(_content_key(text), with_test=with_test)
+    split = _place(_content_key(text), 0.15, with_test=with_test)
     assert split in (DISJOINT if with_test else DISJOINT[:-1])
-    assert split == _place(_content_key(f" {text}\t"), with_test=with_test)
+    assert split == _place(_content_key(f" {text}\t"), 0.15, with_test=with_test)
 
 
 def test_adding_rows_moves_no_other_row(settings: Settings, dataset: Dataset) -> None:
@@ -344,11 +344,11 @@ def test_the_order_of_rows_does_not_matter(settings: Settings, dataset: Dataset)
 
 
 def test_the_shares_are_as_stated() -> None:
-    rows = Counter(_place(_content_key(str(i)), with_test=True) for i in range(20_000))
+    rows = Counter(_place(_content_key(str(i)), 0.15, with_test=True) for i in range(20_000))
     stated = {"test": 0.15, "certify": 0.15 * 0.85, "tune": 0.12 * 0.85, "calibration": 0.08 * 0.85}
     for split, share in stated.items():
         assert rows[split] / 20_000 == pytest.approx(share, abs=0.01)
-    assert "test" not in {_place(_content_key(str(i)), with_test=False) for i in range(1000)}
+    assert "test" not in {_place(_content_key(str(i)), 0.15, with_test=False) for i in range(1000)}
 
 
 def test_a_test_file_is_respected_and_its_texts_are_nowhere_else(

@@ -279,6 +279,11 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in _anchors(target), f"{page.name}: no heading for {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_waits_for_a_figure(page: Path) -> None:
+    assert "TODO" not in page.read_text()
+
+
 def test_every_page_is_named_in_the_readme() -> None:
     text = README.read_text()
     assert [page.name for page in PAGES if f"docs/{page.name}" not in text and page != README] == []

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.bundles import DatasetRef, GoldenRow, Metric, ModelBundle, Role, write_bundle
 from cluster.errors import ConfigError, GateError
-from cluster.registry import latest_bundle
+from cluster.registry import fetch_bundle
 from cluster.settings import Settings
 from cluster.tracking import client
 from serve_app.classifier import OnnxClassifier
@@ -84,8 +84,8 @@ def test_a_good_pair_is_registered(
     checks = run(edge, cloud, 0.5, dataset, WIDE, settings=settings)
     assert len(checks) == 6
     assert all(item.ok for item in checks)
-    assert OnnxClassifier.load(latest_bundle(settings, "edge")).sha256 == edge.sha256
-    assert OnnxClassifier.load(latest_bundle(settings, "cloud")).sha256 == cloud.sha256
+    assert OnnxClassifier.load(fetch_bundle(settings, "edge")).sha256 == edge.sha256
+    assert OnnxClassifier.load(fetch_bundle(settings, "cloud")).sha256 == cloud.sha256
 
 
 def test_a_bad_pair_is_refused_with_the_table_and_leaves_no_trace(

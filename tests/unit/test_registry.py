@@ -10,8 +10,8 @@ from cluster import registry
 from cluster.errors import ReleaseError
 from cluster.registry import (
     champion,
+    fetch_bundle,
     fetch_release,
-    latest_bundle,
     list_registered,
     promote,
     register_bundle,
@@ -53,7 +53,7 @@ def test_an_empty_registry_has_no_champion_and_says_what_to_do(settings: Setting
     assert champion(settings) is None
     assert list_registered(settings) == []
     with pytest.raises(ReleaseError, match=r"No edge bundle is registered.*firstline train"):
-        latest_bundle(settings, "edge")
+        fetch_bundle(settings, "edge")
     with pytest.raises(ReleaseError, match="nothing to roll back to"):
         rollback_target(settings)
 
@@ -82,11 +82,11 @@ def test_registering_twice_is_registering_once(
 def test_the_newest_bundle_of_a_role_is_found(
     settings: Settings, releases: list[Release], pair: Pair, tmp_path: Path
 ) -> None:
-    assert latest_bundle(settings, "edge") == bundle_path(settings, pair.edge.sha256)
+    assert fetch_bundle(settings, "edge") == bundle_path(settings, pair.edge.sha256)
     newer = make_bundle(tmp_path / "newer", "edge", known_share=0.7)
     register_bundle(settings, newer)
-    assert latest_bundle(settings, "edge") == bundle_path(settings, newer.sha256)
-    assert latest_bundle(settings, "cloud") == bundle_path(settings, pair.cloud.sha256)
+    assert fetch_bundle(settings, "edge") == bundle_path(settings, newer.sha256)
+    assert fetch_bundle(settings, "cloud") == bundle_path(settings, pair.cloud.sha256)
 
 
 def test_promote_and_roll_back_step_by_step(settings: Settings, releases: list[Release]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.bundles import MODEL
 from cluster.errors import BundleError, ReleaseError
+from cluster.files import read_json, sha256_file, sha256_json, write_json
 from cluster.releases import (
     CERTIFICATE,
     MANIFEST,
@@ -41,9 +42,11 @@ def pins(pair: Pair) -> dict[str, str]:
 
 
 def create(settings: Settings, pair: Pair, **over: Any) -> Any:
+    policy = over.pop("policy", {"bundles": pins(pair)})
+    certificate = {"bundles": pins(pair), **over.pop("certificate", {})}
     parts: dict[str, Any] = {
-        "policy": {"bundles": pins(pair)},
-        "certificate": {"bundles": pins(pair)},
+        "policy": policy,
+        "certificate": {"policy_sha256": sha256_json(policy), **certificate},
         "prices": {"edge_usd": 0.001, "cloud_usd": 0.0136},
         **over,
     }
@@ -91,6 +94,28 @@ def test_a_part_of_another_release_is_refused(
     ):
         create(settings, pair, **{part: {"bundles": other}})
     assert list_releases(settings) == []
+
+
+def test_a_certificate_speaks_of_one_policy_only(settings: Settings, pair: Pair) -> None:
+    """Right bundles, right pins, another threshold: nobody certified that."""
+    looser = sha256_json({"bundles": pins(pair), "threshold": 0.1})
+    with pytest.raises(ReleaseError, match="changed after it was certified"):
+        create(settings, pair, certificate={"policy_sha256": looser})
+    assert list_releases(settings) == []
+
+
+def test_a_threshold_changed_on_disk_with_its_hash_is_refused(
+    settings: Settings, pair: Pair
+) -> None:
+    """Whoever mends the manifest's hash too still meets the certificate's."""
+    made = make_release(settings, pair.edge, pair.cloud)
+    policy = read_json(made.path / POLICY)
+    write_json(made.path / POLICY, {**policy, "threshold": 0.1})
+    manifest = read_json(made.path / MANIFEST)
+    manifest["files"][POLICY] = sha256_file(made.path / POLICY)
+    write_json(made.path / MANIFEST, manifest)
+    with pytest.raises(ReleaseError, match="changed after it was certified"):
+        load_release(settings, made.id)
 
 
 @pytest.mark.parametrize("none", [{}, {"bundles": None}])

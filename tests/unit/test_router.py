@@ -15,7 +15,7 @@ from cluster.errors import AuditError, ModelOutputError
 from serve_app.contracts import Message, Prediction, Route, RouteReason
 from serve_app.cost import Prices
 from serve_app.gather import Outcome, OverloadedError
-from serve_app.policy import RouterPolicy
+from serve_app.policy import RouterPolicy, random_signal
 from serve_app.router import Answered, Answerer, EmptyTextsError, ServedRelease, UnansweredError
 from serve_app.text import prepare
 
@@ -235,6 +235,14 @@ async def test_the_record_has_the_decision_and_not_the_text(make: Make) -> None:
     assert "secret" not in record.to_json()
 
 
+async def test_nothing_in_the_record_tells_the_text_without_the_key(make: Make) -> None:
+    """`random` is a hash without a key: likely messages could be tried against it."""
+    rig = make(edge=UNSURE)
+    await rig.one("a secret word")
+    assert "random" not in rig.log.records[0].signals
+    assert str(random_signal("a secret word")) not in rig.log.records[0].to_json()
+
+
 async def test_route_only_decides_without_paying_or_recording(make: Make) -> None:
     rig = make(edge=UNSURE)
     preview = await rig.one("hello", route_only=True)
@@ -242,6 +250,16 @@ async def test_route_only_decides_without_paying_or_recording(make: Make) -> Non
     assert preview.label is None
     assert preview.cost_usd == PRICES.edge_usd
     assert rig.cloud.seen == []
+    assert rig.log.events == []
+
+
+async def test_a_preview_explains_without_giving_the_answer_away(make: Make) -> None:
+    """The label could be read off the probabilities, and nobody wrote it down."""
+    rig = make(edge=UNSURE)
+    preview = await rig.one("hello", route_only=True, explain=True)
+    assert preview.explanation is not None
+    assert preview.explanation.probabilities == {}
+    assert preview.explanation.decision is not None
     assert rig.log.events == []
 
 

@@ -2,18 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cluster.errors import BundleError, ConfigError, DataError
 from cluster.files import sha256_json
-from train_jobs.compress import CompressConfig, Variant, choose
+from serve_app.classifier import OnnxScorer
+from tests.toys import LABELS, make_bundle, message
+from train_jobs.compress import CompressConfig, Variant, choose, measure
 from train_jobs.distill import evenly_spaced
 from train_jobs.encoders import MINILM, check_base, layer_count, max_tokens, resolve_base
 from train_jobs.pipeline import configure, parse
-from train_jobs.training import Fit, holdout, in_turn
+from train_jobs.training import Fit, cpus_per_worker, holdout, in_turn
 
 
 def variant(name: str, **over: float) -> Variant:
@@ -50,6 +55,46 @@ def test_a_students_layers_are_distinct_and_span_the_teacher(layers: int, of: in
     assert found == sorted(found)
     assert found[0] == 0
     assert layers == 1 or found[-1] == of - 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "share"),
+    [(1, [2], 2), (2, [2], 1), (1, [8, 8], 8), (3, [8, 8], 4), (4, [8, 2], 2), (2, [16, 1], 8)],
+)
+def test_workers_get_what_one_node_can_give(workers: int, nodes: list[int], share: int) -> None:
+    """CPUs summed over nodes asked for a worker that no node could hold, and waited for ever."""
+    assert cpus_per_worker(workers, nodes) == share
+
+
+def test_more_workers_than_cpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"64 workers .* 2 CPUs"):
+        cpus_per_worker(64, [2])
+
+
+class _Batching:
+    """What a scorer must not be: a message's logits depend on who shares its run."""
+
+    def __init__(self, real: OnnxScorer) -> None:
+        self._real = real
+        self.tokenizer = real.tokenizer
+        self.run = real.run
+
+    def logits(self, texts: list[str]) -> NDArray[np.float32]:
+        return self._real.logits(texts) + np.float32(len(texts) - 1)
+
+
+def test_parity_notices_a_model_that_minds_its_company(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, "edge")
+    real = OnnxScorer.open(bundle.model_path, bundle.tokenizer_path, 64)
+    texts = [message(label) for label in LABELS] * 2
+    counted = {
+        name: measure(
+            name, bundle.model_path, scorer, real.logits(texts), texts, [0, 1, 2] * 2,
+            CompressConfig(),
+        ).company_changes
+        for name, scorer in (("real", real), ("batching", cast("OnnxScorer", _Batching(real))))
+    }  # fmt: skip
+    assert counted == {"real": 0, "batching": len(texts)}
 
 
 def test_a_holdout_is_a_matter_of_the_row_alone() -> None:
