@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ _QUIET_ENV: Final = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_ATTEMPTS: Final = "RAY_gcs_server_port_wait_time_s"  # in seconds, one attempt a second
+_KNOCK_S: Final = 5.0
 NAMESPACE: Final = "firstline"
 
 
@@ -85,12 +88,36 @@ def _join(address: str, runtime_env: dict[str, object], common: dict[str, Any]) 
             "RAY_ADDRESS to the cluster itself, such as 127.0.0.1:6379 or ray://host:10001."
         )
     try:
-        ray.init(address=address, runtime_env=runtime_env, **common)
-    except (ConnectionError, RuntimeError) as error:
+        _knock(address)
+        with _impatient():
+            ray.init(address=address, runtime_env=runtime_env, **common)
+    except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         raise ServiceError(
             f"The Ray cluster at {address} does not answer: {str(error).strip().splitlines()[0]} "
             "Check RAY_ADDRESS and FIRSTLINE_RAY_ADDRESS, or unset them for a Ray of its own."
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError at once if nothing listens there; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """One attempt to reach the cluster instead of twenty, each of which may take half a minute.
+
+    Only for joining: for a cluster that is started here it would be the time that it may take.
+    """
+    before = os.environ.get(_ATTEMPTS)
+    os.environ.setdefault(_ATTEMPTS, "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_ATTEMPTS, None)
 
 
 def _same_machine(address: str) -> bool:
