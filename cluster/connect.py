@@ -28,6 +28,7 @@ _QUIET_ENV: Final = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _ATTEMPTS: Final = "RAY_gcs_server_port_wait_time_s"  # in seconds, one attempt a second
+_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 _KNOCK_S: Final = 5.0
 NAMESPACE: Final = "firstline"
 
@@ -62,8 +63,10 @@ def connect(
         "logging_level": logging.WARNING,
     }
     if address:
-        # Inside a submitted job, the job's own working_dir already holds the code.
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ and not _same_machine(address):
+        if _JOB in os.environ:
+            # A submitted job's own runtime_env holds for its workers too; Ray refuses a second one.
+            runtime_env = {}
+        elif not _same_machine(address):
             runtime_env["working_dir"] = str(_package_root())
         _join(address, runtime_env, common)
         return
