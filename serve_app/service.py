@@ -175,28 +175,25 @@ def promote(settings: Settings, release_id: str, wait_s: float = WAIT_S) -> Serv
 def status(settings: Settings) -> ServiceStatus:
     """What runs; never raises for a service that is down."""
     info = _read(settings)
-    if info is None or not _is_alive(info):
-        return ServiceStatus(
-            running=False,
-            ready=False,
-            info=info,
-            applications={},
-            replicas={},
-            problems=["the keeper process is gone; run `firstline stop` to clean up"]
-            if info
-            else [],
-        )
+    if info is None:
+        return _down(None)
+    if not _is_alive(info):
+        return _down(info, "the keeper process is gone; run `firstline stop` to clean up")
     try:
         return _live_status(settings, info)
     except ServiceError as error:
-        return ServiceStatus(
-            running=False,
-            ready=False,
-            info=info,
-            applications={},
-            replicas={},
-            problems=[f"{error} If that cluster is gone for good: firstline stop"],
-        )
+        return _down(info, f"{error} If that cluster is gone for good: firstline stop")
+
+
+def _down(info: ServiceInfo | None, *problems: str) -> ServiceStatus:
+    return ServiceStatus(
+        running=False,
+        ready=False,
+        info=info,
+        applications={},
+        replicas={},
+        problems=list(problems),
+    )
 
 
 def _live_status(settings: Settings, info: ServiceInfo) -> ServiceStatus:

@@ -18,9 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLan
 from cluster.bundles import TOKENIZER
 from cluster.progress import Report, silent
 from cluster.settings import Settings
-from cluster.tracking import log_stage
 from serve_app.text import TextTokenizer
-from train_jobs.curves import draw_curves
 from train_jobs.data import Dataset, load_dataset
 from train_jobs.encoders import max_tokens, resolve_base, save_tokenizer, vocabulary_logits
 from train_jobs.training import (
@@ -34,7 +32,6 @@ from train_jobs.training import (
     fit_on_ray,
     holdout,
     in_turn,
-    params_of,
     seed_everything,
     set_threads,
 )
@@ -167,16 +164,6 @@ def run(
     report: Report = silent,
 ) -> Trained:
     """Adapts the encoder; `out` is a folder in Hugging Face's layout."""
-    trained = fit_on_ray(
-        loop,
-        {"dapt": config, "dataset": str(dataset.path)},
-        stage="dapt",
-        out=out,
-        settings=settings,
-        compute=compute,
-        report=report,
-    )
-    log_stage(settings, "dapt", params=params_of(config, compute), metrics=trained.figures,
-              history=trained.history, files=[draw_curves(trained, "dapt")],
-              tags={"dataset": dataset.fingerprint})  # fmt: skip
-    return trained
+    return fit_on_ray(
+        loop, "dapt", config, dataset, out, settings=settings, compute=compute, report=report,
+    )  # fmt: skip

@@ -19,9 +19,7 @@ from cluster.bundles import TOKENIZER
 from cluster.errors import ConfigError
 from cluster.progress import Report, silent
 from cluster.settings import Settings
-from cluster.tracking import log_stage
 from serve_app.text import TextTokenizer
-from train_jobs.curves import draw_curves
 from train_jobs.data import Dataset, load_dataset
 from train_jobs.encoders import keep_layers, layers_of, load_classifier, max_tokens
 from train_jobs.training import (
@@ -35,7 +33,6 @@ from train_jobs.training import (
     finish,
     fit_on_ray,
     holdout,
-    params_of,
     seed_everything,
     set_threads,
 )
@@ -190,16 +187,7 @@ def run(
     report: Report = silent,
 ) -> Trained:
     """Distils; `out` is a folder in Hugging Face's layout."""
-    trained = fit_on_ray(
-        loop,
-        {"distill": config, "dataset": str(dataset.path), "teacher": str(teacher)},
-        stage="distill",
-        out=out,
-        settings=settings,
-        compute=compute,
-        report=report,
-    )
-    log_stage(settings, "distill", params=params_of(config, compute), metrics=trained.figures,
-              history=trained.history, files=[draw_curves(trained, "distill")],
-              tags={"dataset": dataset.fingerprint})  # fmt: skip
-    return trained
+    return fit_on_ray(
+        loop, "distill", config, dataset, out, settings=settings, compute=compute, report=report,
+        teacher=str(teacher)
+    )  # fmt: skip

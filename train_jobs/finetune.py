@@ -14,9 +14,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding
 from cluster.bundles import TOKENIZER
 from cluster.progress import Report, silent
 from cluster.settings import Settings
-from cluster.tracking import log_stage
 from serve_app.text import TextTokenizer
-from train_jobs.curves import draw_curves
 from train_jobs.data import Dataset, load_dataset
 from train_jobs.encoders import load_classifier, max_tokens
 from train_jobs.training import (
@@ -31,7 +29,6 @@ from train_jobs.training import (
     fit_on_ray,
     holdout,
     in_turn,
-    params_of,
     seed_everything,
     set_threads,
 )
@@ -126,16 +123,7 @@ def run(
     report: Report = silent,
 ) -> Trained:
     """Fine-tunes; `out` is a folder in Hugging Face's layout, label names in its config."""
-    trained = fit_on_ray(
-        loop,
-        {"finetune": config, "dataset": str(dataset.path), "encoder": str(encoder)},
-        stage="finetune",
-        out=out,
-        settings=settings,
-        compute=compute,
-        report=report,
-    )
-    log_stage(settings, "finetune", params=params_of(config, compute), metrics=trained.figures,
-              history=trained.history, files=[draw_curves(trained, "finetune")],
-              tags={"dataset": dataset.fingerprint})  # fmt: skip
-    return trained
+    return fit_on_ray(
+        loop, "finetune", config, dataset, out, settings=settings, compute=compute, report=report,
+        encoder=str(encoder)
+    )  # fmt: skip

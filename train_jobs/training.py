@@ -32,6 +32,9 @@ from cluster.errors import ConfigError, DataError, TrainingError
 from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, relayed
 from cluster.settings import Settings
+from cluster.tracking import log_stage
+from train_jobs.curves import draw_curves
+from train_jobs.data import Dataset
 
 HISTORY: Final = "history.json"
 Loop = Callable[[dict[str, Any]], None]
@@ -305,15 +308,19 @@ def cpus_per_worker(workers: int, nodes: Sequence[int]) -> int:
 
 def fit_on_ray(
     loop: Loop,
-    config: Mapping[str, Any],
-    *,
     stage: str,
+    config: Any,
+    dataset: Dataset,
     out: Path,
+    *,
     settings: Settings,
     compute: Compute,
     report: Report,
+    **inputs: str,
 ) -> Trained:
-    """Runs `loop` on Ray Train workers and brings rank 0's folder to `out`.
+    """Runs `loop` on Ray Train workers, brings rank 0's folder to `out`, and logs the stage.
+
+    The loop finds its config under the stage's name, the dataset's path, and `inputs`.
 
     Raises:
         ConfigError: more workers than CPUs.
@@ -329,7 +336,9 @@ def fit_on_ray(
         trainer = TorchTrainer(
             loop,
             train_loop_config={
-                **config,
+                stage: config,
+                "dataset": str(dataset.path),
+                **inputs,
                 "board": board,
                 "seed": settings.seed,
                 "workers": compute.num_workers,
@@ -354,6 +363,15 @@ def fit_on_ray(
         with new_folder(out) as folder:
             result.checkpoint.to_directory(str(folder))
     made = read_json(out / HISTORY)
+    log_stage(
+        settings,
+        stage,
+        params={**asdict(config), **asdict(compute)},
+        metrics=made["figures"],
+        history=made["history"],
+        files=[draw_curves(made["history"], stage, out)],
+        tags={"dataset": dataset.fingerprint},
+    )
     return Trained(out, made["figures"], made["history"])
 
 
@@ -369,8 +387,3 @@ def _scratch(folder: Path) -> Iterator[None]:
 def set_threads() -> None:
     """One worker uses the CPUs that Ray gave it, not the whole host."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-
-
-def params_of(*configs: Any) -> dict[str, Any]:
-    """Dataclass configs -> one flat mapping for MLflow."""
-    return {name: value for config in configs for name, value in asdict(config).items()}
