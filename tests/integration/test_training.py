@@ -187,3 +187,14 @@ def test_same_seed_and_data_on_one_worker_is_the_same_model(
     for layer in range(4):
         name = f"bert.encoder.layer.{layer}.output.dense.weight"
         assert not torch.equal(first[name], before[name])
+
+
+@pytest.mark.long
+def test_two_workers_train_as_one_does(
+    settings: Settings, config: PipelineConfig, result: PipelineResult
+) -> None:
+    """The same code on two processes; the gradients are averaged, so the model is another one."""
+    twice = run(replace(config, compute=Compute(num_workers=2)), settings)
+    ours, theirs = (r.cloud.manifest.metrics["accuracy"].value for r in (twice, result))
+    assert ours > 0.45
+    assert abs(ours - theirs) < 0.15
