@@ -2,12 +2,15 @@
 
     model.onnx  tokenizer.json  golden.json  (reports and pictures)  manifest.json
 
+Where `model.onnx` needs a CPU flag to compute what was measured, a second artifact stands beside
+it for CPUs without: `model-any.onnx`, with golden rows and a temperature of its own.
+
 The manifest is written last and lists the hash of every other file; a bundle is loaded only if
 every hash fits. Its own hash is the bundle's identity. Nothing in it is pickled.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +26,8 @@ MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
 GOLDEN: Final = "golden.json"
 MANIFEST: Final = "manifest.json"
+MODEL_ANY: Final = "model-any.onnx"
+GOLDEN_ANY: Final = "golden-any.json"
 _VERSIONED: Final = ("firstline", "onnxruntime", "tokenizers", "numpy")
 
 Role = Literal["edge", "cloud"]
@@ -55,6 +60,15 @@ class GoldenRow(_Frozen):
     probabilities: tuple[float, ...]
 
 
+class Artifact(_Frozen):
+    """One model file of a bundle. `needs` are the CPU flags without which it is another model."""
+
+    model: str
+    golden: str
+    temperature: float = Field(gt=0)
+    needs: tuple[str, ...] = ()
+
+
 class Manifest(_Frozen):
     """What a bundle says of itself."""
 
@@ -62,6 +76,8 @@ class Manifest(_Frozen):
     role: Role
     labels: tuple[str, ...] = Field(min_length=2)
     temperature: float = Field(gt=0)
+    needs: tuple[str, ...] = ()  # of model.onnx
+    anywhere: Artifact | None = None
     max_tokens: int = Field(ge=8)
     dataset: DatasetRef
     metrics: dict[str, Metric]
@@ -75,6 +91,15 @@ class Manifest(_Frozen):
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must be distinct")
         return self
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A model file with what was measured of it, on its way into a bundle."""
+
+    model: Path
+    temperature: float
+    golden: Sequence[GoldenRow]
 
 
 @dataclass(frozen=True)
@@ -98,8 +123,44 @@ class ModelBundle:
         """What has to be shipped to run it: model and tokenizer."""
         return self.model_path.stat().st_size + self.tokenizer_path.stat().st_size
 
-    def golden(self) -> list[GoldenRow]:
-        return [GoldenRow.model_validate(row) for row in read_json(self.path / GOLDEN)]
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """The model files, best first."""
+        card = self.manifest
+        best = Artifact(model=MODEL, golden=GOLDEN, temperature=card.temperature, needs=card.needs)
+        return (best, card.anywhere) if card.anywhere else (best,)
+
+    def artifact(self, cpu_flags: Collection[str]) -> Artifact:
+        """The best model file that a CPU with these flags computes as it was measured.
+
+        Raises:
+            BundleError: it has none.
+        """
+        for item in self.artifacts:
+            if set(item.needs) <= set(cpu_flags):
+                return item
+        raise BundleError(
+            f"The bundle {self.path} needs a CPU with {', '.join(self.manifest.needs)}; this one "
+            f"has {', '.join(sorted(cpu_flags)) or 'no such flag'}. Without it the model would "
+            "give other answers. Train on a CPU of this kind, or serve on one of the other."
+        )
+
+    def named(self, model: str) -> Artifact:
+        """The artifact of this file name.
+
+        Raises:
+            BundleError: it has no such one.
+        """
+        for item in self.artifacts:
+            if item.model == model:
+                return item
+        has = ", ".join(item.model for item in self.artifacts)
+        raise BundleError(f"The bundle {self.path} has no artifact {model}; it has {has}.")
+
+    def golden(self, model: str = MODEL) -> list[GoldenRow]:
+        """What one of its model files said where it was made."""
+        rows = read_json(self.path / self.named(model).golden)
+        return [GoldenRow.model_validate(row) for row in rows]
 
 
 def write_bundle(
@@ -115,23 +176,34 @@ def write_bundle(
     metrics: Mapping[str, Metric],
     recipe: Mapping[str, Any],
     golden: Sequence[GoldenRow],
+    needs: Sequence[str] = (),
+    anywhere: Finished | None = None,
     extras: Sequence[Path] = (),
 ) -> ModelBundle:
     """Writes a bundle whole: `target` appears with its manifest in it, or not at all.
 
     `extras` are reports and pictures that travel with it. `golden` must come from the same model
-    file, so that a replica can prove that it computes what was measured.
+    file, so that a replica can prove that it computes what was measured. `needs` are the CPU flags
+    without which `model` computes something else, and `anywhere` what to run there.
     """
     with new_folder(target) as folder:
         shutil.copyfile(model, folder / MODEL)
         shutil.copyfile(tokenizer, folder / TOKENIZER)
         write_json(folder / GOLDEN, [row.model_dump(mode="json") for row in golden])
+        if anywhere:
+            shutil.copyfile(anywhere.model, folder / MODEL_ANY)
+            rows = [row.model_dump(mode="json") for row in anywhere.golden]
+            write_json(folder / GOLDEN_ANY, rows)
         for extra in extras:
             shutil.copyfile(extra, folder / extra.name)
         manifest = Manifest(
             role=role,
             labels=tuple(labels),
             temperature=temperature,
+            needs=tuple(needs),
+            anywhere=Artifact(model=MODEL_ANY, golden=GOLDEN_ANY, temperature=anywhere.temperature)
+            if anywhere
+            else None,
             max_tokens=max_tokens,
             dataset=dataset,
             metrics=dict(metrics),
@@ -183,7 +255,8 @@ def load_bundle(path: Path, sha256: str | None = None) -> ModelBundle:
                 f"The bundle {path} is corrupted: {name} should have SHA-256 {expected[:12]} and "
                 f"has {found[:12]}. Fetch it again from the registry, or train it again."
             )
-    if missing := {MODEL, TOKENIZER, GOLDEN} - set(manifest.files):
+    second = {manifest.anywhere.model, manifest.anywhere.golden} if manifest.anywhere else set()
+    if missing := {MODEL, TOKENIZER, GOLDEN, *second} - set(manifest.files):
         raise BundleError(f"The bundle {path} lists no {', '.join(sorted(missing))}.")
     # An ONNX model may name a file beside it for its weights; nothing unhashed may stand there.
     if added := {item.name for item in path.iterdir()} - {*manifest.files, MANIFEST}:
@@ -191,7 +264,8 @@ def load_bundle(path: Path, sha256: str | None = None) -> ModelBundle:
             f"The bundle {path} holds {', '.join(sorted(added))}, which its manifest does not "
             "list. Delete what is not part of it, or fetch it again from the registry."
         )
-    identity = sha256_json(manifest.model_dump(mode="json"))
+    # What stands in the file, not what this version would add to it.
+    identity = sha256_json(manifest.model_dump(mode="json", exclude_unset=True))
     if sha256 is not None and identity != sha256:
         raise BundleError(
             f"{path} is bundle {identity[:12]}; bundle {sha256[:12]} was expected here."

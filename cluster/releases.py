@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.bundles import ModelBundle, load_bundle, read_manifest
+from cluster.bundles import MODEL, ModelBundle, load_bundle, read_manifest
 from cluster.errors import ReleaseError
 from cluster.files import new_folder, read_json, sha256_file, sha256_json, write_json
 from cluster.settings import Settings
@@ -59,6 +59,11 @@ class Release:
     def id(self) -> str:
         return self.manifest.id
 
+    @property
+    def edge_artifact(self) -> str:
+        """The model file of the edge bundle that the policy was certified with."""
+        return _edge_artifact(self.policy)
+
 
 def bundle_path(settings: Settings, sha256: str) -> Path:
     """Where the bundle of this identity lives."""
@@ -85,6 +90,11 @@ def _check_pins(what: str, pins: Any, edge_sha256: str, cloud_sha256: str) -> No
         )
 
 
+def _edge_artifact(part: Mapping[str, Any]) -> str:
+    """Of a policy or a certificate; those that name none were made when there was only one."""
+    return str(part["bundles"].get("edge_artifact", MODEL))
+
+
 def _check_parts(
     policy: Mapping[str, Any],
     certificate: Mapping[str, Any],
@@ -94,6 +104,11 @@ def _check_parts(
     """Raises ReleaseError unless policy, certificate and bundles were made for one another."""
     _check_pins("policy", policy.get("bundles"), edge_sha256, cloud_sha256)
     _check_pins("certificate", certificate.get("bundles"), edge_sha256, cloud_sha256)
+    if _edge_artifact(policy) != _edge_artifact(certificate):
+        raise ReleaseError(
+            f"The policy was made for the edge's {_edge_artifact(policy)}, and certified with "
+            f"{_edge_artifact(certificate)}. Run `firstline tune` for this pair."
+        )
     found, certified = sha256_json(dict(policy)), str(certificate.get("policy_sha256"))
     if found != certified:
         raise ReleaseError(

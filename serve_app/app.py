@@ -23,7 +23,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.audit import AuditLog, FeedbackRecord, Record, TextHasher, load_key
-from cluster.bundles import Role
+from cluster.bundles import MODEL, Role
 from cluster.errors import ReleaseError, ServiceError
 from cluster.placement import actor_options
 from cluster.releases import Release, list_releases, load_release
@@ -217,7 +217,9 @@ def _resolve(settings: Settings, release: str) -> Release:
     return load_release(settings, known[-1])
 
 
-def _tier(role: Role, path: Path, sha256: str, config: TierConfig) -> serve.Application:
+def _tier(
+    role: Role, path: Path, sha256: str, config: TierConfig, artifact: str = MODEL
+) -> serve.Application:
     deployed = serve.deployment(
         name=role,
         ray_actor_options=actor_options(role, cpus=config.cpus, by_label=config.by_label),
@@ -237,7 +239,7 @@ def _tier(role: Role, path: Path, sha256: str, config: TierConfig) -> serve.Appl
             "metrics_interval_s": min(1.0, config.look_back_s / 2),
         },
     )(Tier)
-    return deployed.bind(str(path), sha256, threads=ceil(config.cpus))
+    return deployed.bind(str(path), sha256, threads=ceil(config.cpus), artifact=artifact)
 
 
 def build_release(args: ReleaseArgs) -> serve.Application:
@@ -251,7 +253,7 @@ def build_release(args: ReleaseArgs) -> serve.Application:
     manifest = release.manifest
     return card.bind(
         describe(release),
-        _tier("edge", release.edge_path, manifest.edge_sha256, args.edge),
+        _tier("edge", release.edge_path, manifest.edge_sha256, args.edge, release.edge_artifact),
         _tier("cloud", release.cloud_path, manifest.cloud_sha256, args.cloud),
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from cluster.bundles import MODEL
 from serve_app.contracts import Decision, Message, Prediction, Route, RouteReason
 from serve_app.factors import FACTORS, factors
 
@@ -21,12 +22,17 @@ SIGNALS: Final = ("confidence", "margin", "entropy", *FACTORS, "random")
 
 
 class BundlePins(BaseModel):
-    """The bundles that a policy was tuned and certified for, by hash."""
+    """The bundles that a policy was tuned and certified for, by hash, and the edge's model file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     edge: str
     cloud: str
+    # Left out where it says nothing new, so that earlier policies keep their hash.
+    edge_artifact: str = Field(MODEL, exclude_if=lambda name: name == MODEL)
+
+    def __str__(self) -> str:
+        return f"edge {self.edge[:12]} ({self.edge_artifact}), cloud {self.cloud[:12]}"
 
 
 class RouterPolicy(BaseModel):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.bundles import GoldenRow, load_bundle
+from cluster.bundles import MODEL, GoldenRow, ModelBundle, load_bundle
 from cluster.errors import BundleError, ModelOutputError
 from serve_app.classifier import OnnxClassifier
 from serve_app.contracts import Prediction
+from serve_app.cpu import cpu_flags
 
 T = TypeVar("T")
 
@@ -27,16 +28,22 @@ class TierModel:
     golden: tuple[GoldenRow, ...]
 
     @classmethod
-    def load(cls, path: Path, sha256: str, threads: int) -> "TierModel":
-        """Raises BundleError if a byte or a golden answer differs, or there are none to compare."""
+    def load(cls, path: Path, sha256: str, threads: int, artifact: str = MODEL) -> "TierModel":
+        """Args: artifact: the model file of the bundle that the release was certified with.
+
+        Raises:
+            BundleError: a byte or a golden answer differs, there are none to compare, or this CPU
+                runs another artifact.
+        """
         bundle = load_bundle(path, sha256)
-        golden = tuple(bundle.golden())
+        _check_artifact(bundle, artifact)
+        golden = tuple(bundle.golden(artifact))
         if not golden:
             raise BundleError(
                 f"The bundle {path} has no golden messages, so a replica cannot prove that it "
                 "computes what was measured. Make it again with `firstline train`."
             )
-        model = cls(OnnxClassifier.of(bundle, threads), golden)
+        model = cls(OnnxClassifier.of(bundle, threads, artifact), golden)
         model.classifier.check_golden(golden)  # and warms the session up
         return model
 
@@ -61,18 +68,31 @@ class TierModel:
         self.classifier.check_golden(self.golden[:1])
 
 
+def _check_artifact(bundle: ModelBundle, certified: str) -> None:
+    """Raises BundleError unless this CPU computes the certified artifact as it was measured."""
+    flags = cpu_flags()
+    if missing := set(bundle.named(certified).needs) - flags:
+        raise BundleError(
+            f"The release was certified with {certified} of the bundle {bundle.path}, which needs "
+            f"a CPU with {', '.join(sorted(missing))}; this one has "
+            f"{', '.join(sorted(flags)) or 'no such flag'} and would run another artifact. A "
+            "policy runs only with the model that it was certified for: run `firstline tune` on a "
+            "machine of the kind that serves, or on the oldest of them."
+        )
+
+
 class Tier:
     """The replica. ONNX Runtime runs in as many threads as the replica has CPUs, never on the
     event loop, on which Serve's throughput mode also answers health checks.
     """
 
-    def __init__(self, path: str, sha256: str, threads: int) -> None:
+    def __init__(self, path: str, sha256: str, threads: int, artifact: str) -> None:
         # One message at a time is exact (classifier.py), so CPUs are used by messages side by
         # side, not inside one.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx")
         # A health check must not wait behind a long list, or Serve replaces a healthy replica.
         self._health = ThreadPoolExecutor(1, thread_name_prefix="health")
-        self._model = TierModel.load(Path(path), sha256, threads=1)
+        self._model = TierModel.load(Path(path), sha256, 1, artifact)
 
     async def predict(self, texts: list[str], sha256: str) -> list[Prediction | None]:
         """One entry per text, in order.

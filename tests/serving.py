@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.bundles import ModelBundle
+from cluster.bundles import MODEL, ModelBundle
 from cluster.files import sha256_json
 from cluster.releases import Release, create_release
 from cluster.settings import Settings
@@ -20,7 +20,7 @@ def certificate(
 ) -> dict[str, Any]:
     """A certificate of the right shape; its figures are made up."""
     return {
-        "bundles": {"edge": edge.sha256, "cloud": cloud.sha256},
+        "bundles": policy.model_dump(mode="json")["bundles"],
         "policy_sha256": sha256_json(policy.model_dump(mode="json")),
         "risk": 0.01,
         "confidence": 0.95,
@@ -32,14 +32,19 @@ def certificate(
 
 
 def make_release(
-    settings: Settings, edge: ModelBundle, cloud: ModelBundle, *, threshold: float = THRESHOLD
+    settings: Settings,
+    edge: ModelBundle,
+    cloud: ModelBundle,
+    *,
+    threshold: float = THRESHOLD,
+    edge_artifact: str = MODEL,
 ) -> Release:
     """Writes a release that trusts the edge from a confidence on."""
     policy = RouterPolicy(
         name="confidence",
         weights={"confidence": 1.0},
         threshold=threshold,
-        bundles=BundlePins(edge=edge.sha256, cloud=cloud.sha256),
+        bundles=BundlePins(edge=edge.sha256, cloud=cloud.sha256, edge_artifact=edge_artifact),
     )
     return create_release(
         settings,

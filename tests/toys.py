@@ -3,6 +3,7 @@
 The toy edge knows half of the words that the toy cloud knows, so it is unsure of the rest.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from cluster.bundles import DatasetRef, GoldenRow, Metric, ModelBundle, Role, write_bundle
+from cluster.bundles import (
+    MODEL,
+    MODEL_ANY,
+    DatasetRef,
+    Finished,
+    GoldenRow,
+    Metric,
+    ModelBundle,
+    Role,
+    write_bundle,
+)
 from serve_app.classifier import OnnxClassifier
 
 LABELS = ("negative", "neutral", "positive")
@@ -64,9 +75,21 @@ def _graph(path: Path, embedding: np.ndarray, nan_token: int | None = None) -> N
 
 
 def make_bundle(
-    folder: Path, role: Role, *, known_share: float | None = None, nan_word: str | None = None
+    folder: Path,
+    role: Role,
+    *,
+    known_share: float | None = None,
+    nan_word: str | None = None,
+    needs: Sequence[str] = (),
+    anywhere: bool = False,
 ) -> ModelBundle:
-    """A toy bundle in `folder/role`; `nan_word` makes the model answer NaN to that word."""
+    """A toy bundle in `folder/role`.
+
+    Args:
+        nan_word: the model answers NaN to that word.
+        needs: CPU flags that the manifest says model.onnx needs; the toy computes without.
+        anywhere: a second artifact, less sure of everything and with a temperature of 2.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     known = known_share if known_share is not None else (0.5 if role == "edge" else 1.0)
     vocabulary = _tokenizer(folder / f"{role}-tokenizer.json")
@@ -77,8 +100,10 @@ def make_bundle(
     nan_token = vocabulary[nan_word] if nan_word else None
     model = folder / f"{role}.onnx"
     _graph(model, embedding, nan_token)
+    second = folder / f"{role}-any.onnx"
+    _graph(second, embedding / 2)
 
-    def write(golden: list[GoldenRow]) -> ModelBundle:
+    def write(golden: list[GoldenRow], golden_any: list[GoldenRow]) -> ModelBundle:
         return write_bundle(
             folder / role,
             role=role,
@@ -91,10 +116,15 @@ def make_bundle(
             metrics={"accuracy": Metric(value=0.9, split="test", rows=100)},
             recipe={"toy": True},
             golden=golden,
+            needs=needs,
+            anywhere=Finished(second, 2.0, golden_any) if anywhere else None,
         )
 
     texts = [f"{group[0]} {group[1]}" for group in WORDS.values()]
-    return write(OnnxClassifier.of(write([])).golden_rows(texts))
+    draft = write([], [])
+    names = (MODEL, MODEL_ANY) if anywhere else (MODEL,)
+    rows = [OnnxClassifier.of(draft, artifact=name).golden_rows(texts) for name in names]
+    return write(rows[0], rows[-1])
 
 
 def message(label: str, hard: bool = False, extra: str = "") -> str:

@@ -67,23 +67,35 @@ def _draw(before: Reliability, after: Reliability, title: str, path: Path) -> No
     figure.savefig(path, dpi=120)
 
 
-def run(compressed: Compressed, dataset: Dataset, role: str, *, settings: Settings) -> Calibrated:
-    """Fits on `calibration`, judges on `tune`."""
-    scorer = compressed.open()
+def run(
+    compressed: Compressed,
+    dataset: Dataset,
+    role: str,
+    *,
+    settings: Settings,
+    variant: str | None = None,
+) -> Calibrated:
+    """Fits on `calibration`, judges on `tune`.
+
+    Args:
+        variant: the artifact for CPUs without the best one's flags; None is the best one.
+    """
+    scorer = compressed.open(variant)
     texts, labels = dataset.labelled("calibration")
     temperature = fit_temperature(scorer.logits(texts), np.array(labels))
     judged_texts, judged = dataset.labelled("tune")
     logits, truth = scorer.logits(judged_texts), np.array(judged)
     before, after = _judge(logits, truth, 1.0), _judge(logits, truth, temperature)
-    diagram = compressed.path / "reliability.png"
+    diagram = compressed.path / (f"reliability-{variant}.png" if variant else "reliability.png")
     _draw(before, after, f"{role} on the tune split", diagram)
 
     def metric(value: float) -> Metric:
         return Metric(value=value, split="tune", rows=len(judged))
 
     accuracy = float((logits.argmax(-1) == truth).mean())
+    stage = f"calibrate-{role}" + ("-anywhere" if variant else "")
     log_stage(
-        settings, f"calibrate-{role}", params={"temperature": temperature},
+        settings, stage, params={"temperature": temperature},
         metrics={"ece_before": before.error, "ece_after": after.error}, files=[diagram],
         tags={"dataset": dataset.fingerprint},
     )  # fmt: skip

@@ -1,22 +1,22 @@
 """Stage 5: a trained classifier -> ONNX -> int8, and a parity report of every variant.
 
 In: a folder in Hugging Face's layout. Out: `<variant>.onnx` files, `parity.json`, `parity.png`,
-and the choice: the smallest variant that agrees with fp32 (edge), or fp32 itself (cloud).
+and the choice (edge): the smallest variant that agrees with fp32, is about as fast as the fastest,
+and gives the same answer alone and in company. The cloud stays fp32.
 
 Parity is measured on `calibration`, so that the gate can judge the choice on other rows. Every
 variant is measured as it is served, one message per run; `batched_*` shows what sharing a run with
 others would have changed.
 """
 
-import logging
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import transformers
@@ -25,25 +25,30 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.bundles import MODEL, TOKENIZER
 from cluster.errors import BundleError
-from cluster.files import new_folder, write_json
+from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, silent
 from cluster.settings import Settings
 from cluster.tracking import log_stage
 from serve_app.classifier import OnnxScorer, softmax
+from serve_app.cpu import has_all
 from train_jobs.data import Dataset
-from train_jobs.encoders import max_tokens
+from train_jobs.encoders import first_position_only, max_tokens
+from train_jobs.quantize import RECIPES, Recipe, quantize
+from train_jobs.resume import HISTORY
+from train_jobs.vocabulary import Cost
 
 FP32: Final = "fp32"
 PARITY: Final = "parity.json"
-# What each int8 variant quantizes. The embedding table is a Gather: most of a small model's bytes.
-_INT8: Final = {"int8-matmul": ("MatMul",), "int8": ("MatMul", "Gather")}
+_SEEN_MESSAGES: Final = 200  # that static quantization takes its ranges from
+_AS_SMALL_BYTES: Final = 100_000  # a file so little larger than another counts as small as it
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig:
-    """`min_agreement`: the share of labels that a variant must share with fp32 to be chosen."""
+    """What a variant must keep to be chosen, against the fp32 model that it was made from."""
 
-    min_agreement: float = 0.98
+    min_agreement: float = 0.98  # share of labels
+    max_slowdown: float = 1.25  # p50 over the fastest's: a smaller file is not worth any price
     batch: int = 16
     timed_messages: int = 200
 
@@ -54,6 +59,7 @@ class Variant(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    needs: tuple[str, ...]  # CPU flags
     split: str
     rows: int
     accuracy: float
@@ -66,68 +72,65 @@ class Variant(BaseModel):
     batched_decision_flips_share: float  # at a confidence threshold of 0.9
     company_changes: int  # answers that differ in any bit when served beside others: must be 0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name:<12} {self.size_bytes / 1e6:6.2f} MB {self.p50_ms:6.2f} ms  "
+            f"{self.label_flips_share:6.2%} of labels changed, accuracy {self.accuracy:.4f}, "
+            f"{self.company_changes} changed by company"
+        )
+
+
+class Choice(NamedTuple):
+    """`anywhere` is for CPUs that lack a flag which `best` needs; None if it needs none."""
+
+    best: str
+    anywhere: str | None
+
 
 @dataclass(frozen=True)
 class Compressed:
-    """The chosen variant with its tokenizer, ready to be calibrated."""
+    """The chosen variants with their tokenizer, ready to be calibrated."""
 
     path: Path
-    chosen: str
+    choice: Choice
     variants: tuple[Variant, ...]
     max_tokens: int
 
     @property
-    def model(self) -> Path:
-        return self.path / f"{self.chosen}.onnx"
+    def chosen(self) -> Variant:
+        return next(v for v in self.variants if v.name == self.choice.best)
 
     @property
     def tokenizer(self) -> Path:
         return self.path / TOKENIZER
 
-    def open(self, threads: int = 1) -> OnnxScorer:
-        return OnnxScorer.open(self.model, self.tokenizer, self.max_tokens, threads)
+    def model(self, name: str | None = None) -> Path:
+        return self.path / f"{name or self.choice.best}.onnx"
+
+    def open(self, name: str | None = None, threads: int = 1) -> OnnxScorer:
+        return OnnxScorer.open(self.model(name), self.tokenizer, self.max_tokens, threads)
 
 
-def export(source: Path, target: Path) -> None:
-    """Writes the classifier as an fp32 ONNX file, by Optimum."""
-    from optimum.exporters.onnx import main_export
+def export(source: Path, target: Path, *, first_only: bool) -> None:
+    """Writes the classifier as an fp32 ONNX file, by Optimum.
+
+    Args:
+        first_only: leave out what the last layer computes for positions that nobody reads.
+    """
+    from optimum.exporters.onnx import onnx_export_from_model
+    from transformers import AutoModelForSequenceClassification
 
     # Tracing warns of every constant it meets; parity is measured, so nobody has to read them.
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers.logging.set_verbosity_error()
-        main_export(
-            str(source), output=scratch, task="text-classification", do_validation=False,
-            no_post_process=True,
-        )  # fmt: skip
-        shutil.copyfile(Path(scratch) / MODEL, target)
-
-
-def _has_vnni() -> bool:
-    import torch
-
-    have = torch.cpu.get_capabilities()
-    return bool(have.get("avx512_vnni") or have.get("avx_vnni") or have.get("amx_int8"))
-
-
-def quantize(source: Path, target: Path, operators: Sequence[str]) -> None:
-    """Dynamic int8 by ONNX Runtime. Signed weights: four times faster where there is VNNI."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it recommends a pre-processing that is meant for images
-    try:
-        quantize_dynamic(
-            source,
-            target,
-            op_types_to_quantize=list(operators),
-            per_channel=True,
-            reduce_range=not _has_vnni(),  # without it, 8-bit products overflow 16 bits
-            weight_type=QuantType.QInt8,
+        model = AutoModelForSequenceClassification.from_pretrained(source).eval()
+        if first_only:
+            first_position_only(model)
+        onnx_export_from_model(
+            model, scratch, task="text-classification", do_validation=False, no_post_process=True
         )
-    finally:
-        root.setLevel(level)
+        shutil.copyfile(Path(scratch) / MODEL, target)
 
 
 def _timed(scorer: OnnxScorer, texts: Sequence[str]) -> tuple[float, float]:
@@ -148,7 +151,7 @@ def _batched(scorer: OnnxScorer, texts: Sequence[str], batch: int) -> NDArray[np
 
 
 def measure(
-    name: str,
+    recipe: Recipe | None,
     file: Path,
     scorer: OnnxScorer,
     reference: NDArray[np.float32],
@@ -156,7 +159,7 @@ def measure(
     labels: Sequence[int],
     config: CompressConfig,
 ) -> Variant:
-    """Compares a variant with fp32 logits (n, classes) and with itself in company."""
+    """Compares a variant (None: fp32) with fp32 logits (n, classes) and with itself in company."""
     alone = np.concatenate([scorer.logits([text]) for text in texts])
     together = scorer.logits(texts)
     batched = _batched(scorer, texts, config.batch)
@@ -164,7 +167,8 @@ def measure(
     best = alone.argmax(-1)
     trusted = softmax(alone).max(-1) >= 0.9
     return Variant(
-        name=name,
+        name=recipe.name if recipe else FP32,
+        needs=recipe.needs if recipe else (),
         split="calibration",
         rows=len(texts),
         accuracy=float((best == np.array(labels)).mean()),
@@ -179,35 +183,92 @@ def measure(
     )
 
 
-def choose(variants: Sequence[Variant], config: CompressConfig) -> str:
-    """The smallest variant that agrees with fp32 and does not depend on its neighbours."""
+def choose(variants: Sequence[Variant], config: CompressConfig) -> Choice:
+    """The smallest variant that keeps what fp32 says, is fast, and minds no neighbour.
+
+    Raises:
+        BundleError: no quantized variant does, with the figures of all.
+    """
     fit = [
         v
         for v in variants
-        if 1 - v.label_flips_share >= config.min_agreement and not v.company_changes
+        if v.name != FP32
+        and 1 - v.label_flips_share >= config.min_agreement
+        and not v.company_changes
     ]
     if not fit:
+        table = "\n".join(f"  {v}" for v in variants)
         raise BundleError(
-            "No variant, fp32 included, gives the same answer alone and in company: "
-            + ", ".join(f"{v.name} changes {v.company_changes} of {v.rows}" for v in variants)
+            f"No quantized variant gives {config.min_agreement:.1%} of fp32's labels, alone and in "
+            f"company, on {variants[0].rows} rows of {variants[0].split}; nothing was "
+            f"registered.\n{table}\nTrain longer (--epochs) or give more rows: a model that is "
+            "unsure of its answers changes them easily."
         )
-    return min(fit, key=lambda v: v.size_bytes).name
+    best = _best(fit, config)
+    if not best.needs:
+        return Choice(best.name, None)
+    free = [v for v in fit if not v.needs]
+    return Choice(best.name, _best(free, config).name if free else FP32)  # fp32 runs anywhere
 
 
-def _draw(variants: Sequence[Variant], path: Path) -> None:
+def _best(fit: Sequence[Variant], config: CompressConfig) -> Variant:
+    """The smallest of the fast; of those that are as small, one that runs on any CPU."""
+    slowest_ms = config.max_slowdown * min(v.p50_ms for v in fit)
+    fast = [v for v in fit if v.p50_ms <= slowest_ms]
+    limit = min(v.size_bytes for v in fast) + _AS_SMALL_BYTES
+    small = [v for v in fast if v.size_bytes <= limit]
+    return min(small, key=lambda v: (bool(v.needs), v.label_flips_share, v.size_bytes))
+
+
+def _draw(variants: Sequence[Variant], choice: Choice, path: Path) -> None:
+    """The front: size against time, with what each variant costs in agreement beside it."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for variant in variants:
-        point = (variant.size_bytes / 1e6, variant.accuracy)
-        axes.scatter(*point, s=60)
-        axes.annotate(f"{variant.name}\n{variant.p50_ms:.1f} ms", point, fontsize=8,
-                      textcoords="offset points", xytext=(6, 4))  # fmt: skip
+        chosen = variant.name in choice
+        point = (variant.size_bytes / 1e6, variant.p50_ms)
+        axes.scatter(*point, s=90 if chosen else 40, marker="*" if chosen else "o")
+        axes.annotate(f"{variant.name}\n{1 - variant.label_flips_share:.1%} agree", point,
+                      fontsize=7, textcoords="offset points", xytext=(6, 3))  # fmt: skip
     axes.set_xlabel("model size, MB")
-    axes.set_ylabel(f"accuracy on {variants[0].split}")
-    axes.margins(0.2)
+    axes.set_ylabel("p50 of one message, ms")
+    axes.set_title(f"variants on the {variants[0].split} split; chosen: {choice.best}")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.2)
     figure.savefig(path, dpi=120)
+
+
+def _seen(scorer: OnnxScorer, texts: Sequence[str]) -> list[Mapping[str, NDArray[Any]]]:
+    return [scorer.feed([ids]) for ids in scorer.tokenizer.encode(texts[:_SEEN_MESSAGES])]
+
+
+def _files(
+    model: Path, folder: Path, length: int, texts: Sequence[str], *, quantized: bool
+) -> Iterator[tuple[Recipe | None, Path, OnnxScorer]]:
+    """Makes and opens fp32, then every variant that this CPU computes as meant."""
+
+    def opened(file: Path) -> OnnxScorer:
+        return OnnxScorer.open(file, folder / TOKENIZER, length)
+
+    whole = folder / f"{FP32}.onnx"
+    export(model, whole, first_only=quantized)
+    yield None, whole, opened(whole)
+    if not quantized:
+        return
+    seen = _seen(opened(whole), texts)
+    for recipe in RECIPES:
+        if has_all(recipe.needs):
+            file = folder / f"{recipe.name}.onnx"
+            quantize(recipe, whole, file, seen)
+            yield recipe, file, opened(file)
+
+
+def _trimmed(model: Path) -> dict[str, float]:
+    """What cutting the vocabulary did to held-out texts, as the distillation measured it."""
+    figures = read_json(model / HISTORY)["figures"]
+    return {field.name: figures[field.name] for field in fields(Cost)}
 
 
 def run(
@@ -227,33 +288,27 @@ def run(
     """
     texts, labels = dataset.labelled("calibration")
     length = max_tokens(str(model))
-    wanted: dict[str, Any] = {FP32: (), **(_INT8 if quantized else {})}
     variants: list[Variant] = []
     with new_folder(out) as folder:
         shutil.copyfile(model / TOKENIZER, folder / TOKENIZER)
         reference: NDArray[np.float32] | None = None
-        for done, (name, operators) in enumerate(wanted.items()):
-            report(done, len(wanted), name)
-            file = folder / f"{name}.onnx"
-            if name == FP32:
-                export(model, file)
-            else:
-                quantize(folder / f"{FP32}.onnx", file, operators)
-            scorer = OnnxScorer.open(file, folder / TOKENIZER, length)
+        total = 1 + quantized * len(RECIPES)
+        for recipe, file, scorer in _files(model, folder, length, texts, quantized=quantized):
+            report(len(variants), total, file.stem)
             if reference is None:
                 reference = scorer.logits(texts)
-            variants.append(measure(name, file, scorer, reference, texts, labels, config))
-        chosen = choose(variants, config) if quantized else FP32
-        write_json(
-            folder / PARITY, {"chosen": chosen, "variants": [v.model_dump() for v in variants]}
-        )
-        _draw(variants, folder / "parity.png")
-    report(len(wanted), len(wanted), chosen)
-    compressed = Compressed(out, chosen, tuple(variants), length)
-    picked = next(v for v in variants if v.name == chosen)
+            variants.append(measure(recipe, file, scorer, reference, texts, labels, config))
+        choice = choose(variants, config) if quantized else Choice(FP32, None)
+        rows = [v.model_dump() for v in variants]
+        trimmed = {"vocabulary": _trimmed(model)} if quantized else {}
+        write_json(folder / PARITY, {**choice._asdict(), **trimmed, "variants": rows})
+        _draw(variants, choice, folder / "parity.png")
+    report(total, total, choice.best)
+    compressed = Compressed(out, choice, tuple(variants), length)
+    figures = compressed.chosen.model_dump().items()
     log_stage(
-        settings, "compress", params={"chosen": chosen, "quantized": quantized},
-        metrics={k: float(v) for k, v in picked.model_dump().items() if isinstance(v, int | float)},
+        settings, "compress", params={**choice._asdict(), "quantized": quantized},
+        metrics={k: float(v) for k, v in figures if isinstance(v, int | float)},
         files=[out / PARITY, out / "parity.png"], tags={"dataset": dataset.fingerprint},
     )  # fmt: skip
     return compressed

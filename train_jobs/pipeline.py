@@ -17,22 +17,22 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.bundles import ModelBundle, Role, write_bundle
+from cluster.bundles import Finished, GoldenRow, ModelBundle, Role, write_bundle
 from cluster.connect import connected
 from cluster.errors import ConfigError, FirstlineError
 from cluster.files import write_json
 from cluster.progress import Report, stage
 from cluster.settings import Settings, load_settings
 from serve_app.classifier import OnnxClassifier
-from train_jobs import calibrate, compress, dapt, data, distill, finetune, gate
+from train_jobs import calibrate, card, compress, dapt, data, distill, finetune, gate
 from train_jobs.compress import CompressConfig
 from train_jobs.dapt import DaptConfig
 from train_jobs.data import DataConfig
 from train_jobs.distill import DistillConfig
-from train_jobs.encoders import check_base, layer_count
+from train_jobs.encoders import check_base
 from train_jobs.finetune import FinetuneConfig
 from train_jobs.gate import GateLimits, read_limits
-from train_jobs.training import Compute, holdout
+from train_jobs.training import Compute, Trained, holdout
 
 _GOLDEN_ROWS: Final = 8
 RUN: Final = "run.json"
@@ -76,12 +76,21 @@ class PipelineResult:
 
 
 @contextmanager
-def timed(name: str, stages_s: dict[str, float]) -> Iterator[Report]:
-    """A stage with its progress shown and its seconds kept."""
+def timed(name: str, stages_s: dict[str, float], side: str = "") -> Iterator[Report]:
+    """A stage with its progress shown and its seconds added up."""
     start = time.monotonic()
-    with stage(name) as report:
+    with stage(f"{name} {side}".strip()) as report:
         yield report
-    stages_s[name] = round(time.monotonic() - start, 1)
+    stages_s[name] = round(stages_s.get(name, 0.0) + time.monotonic() - start, 1)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of a pair: trained, compressed, calibrated, bundled; not yet judged."""
+
+    trained: Trained
+    compressed: compress.Compressed
+    bundle: ModelBundle
 
 
 def _golden_texts(dataset: data.Dataset) -> list[str]:
@@ -94,15 +103,26 @@ def _bundle(
     role: Role,
     compressed: compress.Compressed,
     calibrated: calibrate.Calibrated,
+    anywhere: calibrate.Calibrated | None,
     dataset: data.Dataset,
     recipe: dict[str, Any],
     target: Path,
 ) -> ModelBundle:
-    made = OnnxClassifier(compressed.open(), dataset.labels, calibrated.temperature, "unfinished")
+    def golden(variant: str | None, temperature: float) -> list[GoldenRow]:
+        model = OnnxClassifier(compressed.open(variant), dataset.labels, temperature, "unfinished")
+        return model.golden_rows(_golden_texts(dataset))
+
+    second = None
+    if compressed.choice.anywhere and anywhere:
+        second = Finished(
+            compressed.model(compressed.choice.anywhere),
+            anywhere.temperature,
+            golden(compressed.choice.anywhere, anywhere.temperature),
+        )
     return write_bundle(
         target,
         role=role,
-        model=compressed.model,
+        model=compressed.model(),
         tokenizer=compressed.tokenizer,
         labels=dataset.labels,
         temperature=calibrated.temperature,
@@ -114,10 +134,58 @@ def _bundle(
             "calibration_error_before": calibrated.before,
         },
         recipe=recipe,
-        golden=made.golden_rows(_golden_texts(dataset)),
+        golden=golden(None, calibrated.temperature),
+        needs=compressed.chosen.needs,
+        anywhere=second,
         extras=[compressed.path / compress.PARITY, compressed.path / "parity.png",
-                calibrated.diagram],
+                calibrated.diagram,
+                card.write(role, compressed, calibrated, anywhere, dataset, recipe)],
     )  # fmt: skip
+
+
+def _side(
+    role: Role,
+    config: PipelineConfig,
+    dataset: data.Dataset,
+    trained: Trained,
+    recipe: dict[str, Any],
+    settings: Settings,
+    stages_s: dict[str, float],
+) -> Side:
+    """Compresses, calibrates and bundles, beside the folder of the trained model."""
+    out = trained.path.parent
+    with timed("compress", stages_s, role) as report:
+        made = compress.run(config.compress, dataset, trained.path, out / f"{role}-onnx",
+                            quantized=role == "edge", settings=settings, report=report)  # fmt: skip
+    with timed("calibrate", stages_s, role):
+        heat = calibrate.run(made, dataset, role, settings=settings)
+        second = None
+        if made.choice.anywhere:
+            second = calibrate.run(
+                made, dataset, role, settings=settings, variant=made.choice.anywhere
+            )
+        recipe = {**recipe, "variant": made.choice.best}
+        bundle = _bundle(role, made, heat, second, dataset, recipe, out / f"{role}-bundle")
+    return Side(trained, made, bundle)
+
+
+def edge_of(
+    config: PipelineConfig,
+    dataset: data.Dataset,
+    teacher: Path,
+    out: Path,
+    settings: Settings,
+    stages_s: dict[str, float],
+) -> Side:
+    """The edge side for a given cloud model: a student of its own, under `out`."""
+    with timed("distill", stages_s) as report:
+        student = distill.run(config.distill, dataset, teacher, out / "edge", settings=settings,
+                              compute=config.compute, report=report)  # fmt: skip
+    return _side("edge", config, dataset, student, _recipe(config), settings, stages_s)
+
+
+def _recipe(config: PipelineConfig) -> dict[str, Any]:
+    return {name: asdict(getattr(config, name)) for name in ("dapt", "finetune", "distill")}
 
 
 def run(config: PipelineConfig, settings: Settings) -> PipelineResult:
@@ -127,11 +195,12 @@ def run(config: PipelineConfig, settings: Settings) -> PipelineResult:
         FirstlineError: any stage's refusal.
     """
     source = check_base(config.dapt.base)
-    distill.evenly_spaced(config.distill.layers, layer_count(source))
+    distill.check_shape(config.distill, source)
     stages_s: dict[str, float] = {}
     with timed("data", stages_s) as report:
         dataset = data.build(config.data, settings, report)
         holdout([row.key for row in dataset.read("train")])
+        distill.check_vocabulary(config.distill, source, dataset)
     with connected(settings):
         return _trained(config, dataset, stages_s, settings)
 
@@ -150,29 +219,19 @@ def _trained(
         tuned = finetune.run(
             config.finetune, dataset, adapted.path, out / "cloud", report=report, **common
         )
-    with timed("distill", stages_s) as report:
-        student = distill.run(
-            config.distill, dataset, tuned.path, out / "edge", report=report, **common
-        )
-    with timed("compress", stages_s) as report:
-        cloud_onnx = compress.run(config.compress, dataset, tuned.path, out / "cloud-onnx",
-                                  quantized=False, settings=settings, report=report)  # fmt: skip
-        edge_onnx = compress.run(config.compress, dataset, student.path, out / "edge-onnx",
-                                 quantized=True, settings=settings, report=report)  # fmt: skip
-    with timed("calibrate", stages_s):
-        cloud_heat = calibrate.run(cloud_onnx, dataset, "cloud", settings=settings)
-        edge_heat = calibrate.run(edge_onnx, dataset, "edge", settings=settings)
-    recipe = {"dapt": asdict(config.dapt), "finetune": asdict(config.finetune)}
-    edge_recipe = {**recipe, "distill": asdict(config.distill), "variant": edge_onnx.chosen}
+    recipe = {name: what for name, what in _recipe(config).items() if name != "distill"}
+    cloud = _side("cloud", config, dataset, tuned, recipe, settings, stages_s)
+    edge = edge_of(config, dataset, tuned.path, out, settings, stages_s)
     with timed("gate", stages_s):
-        cloud = _bundle("cloud", cloud_onnx, cloud_heat, dataset, recipe, out / "cloud-bundle")
-        edge = _bundle("edge", edge_onnx, edge_heat, dataset, edge_recipe, out / "edge-bundle")
-        ratio = gate.latency_ratio(edge_onnx, cloud_onnx)
-        checks = gate.run(edge, cloud, ratio, dataset, config.limits, settings=settings)
-    figures = {"dapt": adapted, "finetune": tuned, "distill": student}
+        ratio = gate.latency_ratio(edge.compressed, cloud.compressed)
+        checks = gate.run(
+            edge.bundle, cloud.bundle, ratio, dataset, config.limits, settings=settings
+        )
+    figures = {"dapt": adapted, "finetune": tuned, "distill": edge.trained}
     result = PipelineResult(
-        dataset, edge, cloud, checks, {k: dict(v.figures) for k, v in figures.items()}, stages_s
-    )
+        dataset, edge.bundle, cloud.bundle, checks,
+        {name: dict(made.figures) for name, made in figures.items()}, stages_s,
+    )  # fmt: skip
     write_json(out / RUN, result.summary())
     # What `firstline tune` takes up: the newest pair, its dataset and its times.
     write_json(settings.home / RUN, result.summary())

@@ -1,7 +1,8 @@
 """One Hugging Face Trainer inside one Ray TorchTrainer: what the three training stages share.
 
 A stage gives a loop that runs on each worker and returns its figures; rank 0's folder comes back
-as a Ray checkpoint, so it works on a laptop and on a cluster with any storage path.
+as a Ray checkpoint, so it works on a laptop and on a cluster with any storage path. A worker may
+die: resume.py.
 """
 
 import os
@@ -12,9 +13,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from math import ceil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,18 +37,20 @@ from cluster.settings import Settings
 from cluster.tracking import log_stage
 from train_jobs.curves import draw_curves
 from train_jobs.data import Dataset
+from train_jobs.resume import HISTORY, Checkpoints, Retries, Stage, on_worker
 
-HISTORY: Final = "history.json"
 Loop = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where a stage runs. The same code on a CPU and on a GPU."""
+    """Where a stage runs, and what it outlives. The same code on a CPU and on a GPU."""
 
     num_workers: int = 1
     use_gpu: bool | None = None  # None: if the cluster has one per worker
     cpus_per_worker: int | None = None  # None: an even share of the cluster
+    max_failures: int = 2  # of workers; after each the stage goes on from its last checkpoint
+    checkpoint_every_s: float = 60.0  # at the most; a fit of seconds should not spend them writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +149,7 @@ class _Relay(TrainerCallback):  # type: ignore[misc]
 
 
 class _BestWeights(TrainerCallback):  # type: ignore[misc]
-    """Keeps the best weights in memory, cuts the rate on a plateau, and stops early.
-
-    In memory, because a fine-tuning of seconds should not spend them writing checkpoints.
-    """
+    """Keeps the best weights in memory, cuts the rate on a plateau, and stops early."""
 
     def __init__(self, fit: Fit) -> None:
         self._fit = fit
@@ -156,6 +157,18 @@ class _BestWeights(TrainerCallback):  # type: ignore[misc]
         self.best_loss = float("inf")
         self.best: dict[str, torch.Tensor] | None = None
         self._bad = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "factor": self.factor,
+            "best_loss": self.best_loss,
+            "best": self.best,
+            "bad": self._bad,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.factor, self.best_loss = state["factor"], state["best_loss"]
+        self.best, self._bad = state["best"], state["bad"]
 
     def on_evaluate(
         self,
@@ -180,12 +193,13 @@ class _BestWeights(TrainerCallback):  # type: ignore[misc]
 class PlateauTrainer(Trainer):  # type: ignore[misc]
     """Warm-up, then linear decay times a factor that falls when validation stops improving."""
 
-    def __init__(self, *args: Any, fit: Fit, board: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, fit: Fit, stage: Stage, **kwargs: Any) -> None:
         self._best = _BestWeights(fit)
-        self._fit = fit
+        self._fit, self.stage = fit, stage
         super().__init__(*args, **kwargs)
         self.add_callback(self._best)
-        self.add_callback(_Relay(board, fit))
+        self.add_callback(_Relay(stage.board, fit))
+        self.add_callback(Checkpoints(self, stage, self._best, fit.first_step))
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -203,8 +217,16 @@ class PlateauTrainer(Trainer):  # type: ignore[misc]
         return self.lr_scheduler
 
     def train_to_best(self) -> dict[str, float]:
-        """Trains, puts the best weights back, and returns their validation figures."""
-        self.train()
+        """Trains, puts the best weights back, and returns their validation figures.
+
+        A fit that had ended before the checkpoint which the stage goes on from is skipped, and has
+        no figures; its weights come with those of the fit that follows.
+        """
+        if self.stage.skips():
+            return {}
+        kept = self.stage.kept
+        self.train(resume_from_checkpoint=None if kept is None else str(kept))
+        self.stage.histories.append(self.state.log_history)
         assert self._best.best is not None
         self.accelerator.unwrap_model(self.model).load_state_dict(self._best.best)
         return {k: float(v) for k, v in self.evaluate().items()}
@@ -254,26 +276,29 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def finish(
-    trainer: Trainer,
-    model: Any,
-    tokenizer_source: str,
-    figures: Mapping[str, float],
-    history: Sequence[Mapping[str, Any]],
+    trainer: PlateauTrainer, model: Any, tokenizer_source: str, figures: Mapping[str, float]
 ) -> None:
-    """Rank 0 saves model, tokenizer and history; every rank reports, as Ray Train asks."""
+    """Rank 0 saves model, tokenizer and history; every rank reports, as Ray Train asks.
+
+    The figures get a `resumed_at_step` if a worker died and another went on.
+    """
     from ray import train as ray_train
 
     from train_jobs.encoders import save_tokenizer
 
+    made = dict(figures)
+    if trainer.stage.resumed_at_step is not None:
+        made["resumed_at_step"] = float(trainer.stage.resumed_at_step)
     with tempfile.TemporaryDirectory() as name:
         checkpoint = None
         if trainer.is_world_process_zero():
             folder = Path(name)
             model.save_pretrained(folder)
             save_tokenizer(tokenizer_source, folder)
-            write_json(folder / HISTORY, {"figures": dict(figures), "history": list(history)})
+            history = list(chain.from_iterable(trainer.stage.histories))
+            write_json(folder / HISTORY, {"figures": made, "history": history})
             checkpoint = ray_train.Checkpoint.from_directory(name)
-        ray_train.report(dict(figures), checkpoint=checkpoint)
+        ray_train.report(made, checkpoint=checkpoint)
 
 
 def _resources(compute: Compute) -> tuple[bool, int]:
@@ -320,13 +345,20 @@ def fit_on_ray(
 ) -> Trained:
     """Runs `loop` on Ray Train workers, brings rank 0's folder to `out`, and logs the stage.
 
-    The loop finds its config under the stage's name, the dataset's path, and `inputs`.
+    The loop finds its config under the stage's name, the dataset's path, `inputs`, and what the
+    stage has done so far as its `stage`.
 
     Raises:
         ConfigError: more workers than CPUs.
-        TrainingError: a worker failed; nothing is left at `out`.
+        TrainingError: workers died too often, or the loop raised; nothing is left at `out`.
     """
-    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
     from ray.train.torch import TorchTrainer
 
     gpu, cpus = _resources(compute)
@@ -334,21 +366,29 @@ def fit_on_ray(
     storage = settings.home / "ray"
     with relayed(report) as board, _scratch(storage / name):
         trainer = TorchTrainer(
-            loop,
+            on_worker,
             train_loop_config={
+                "loop": loop,
                 stage: config,
                 "dataset": str(dataset.path),
                 **inputs,
                 "board": board,
                 "seed": settings.seed,
                 "workers": compute.num_workers,
+                "checkpoint_every_s": compute.checkpoint_every_s,
             },
             scaling_config=ScalingConfig(
                 num_workers=compute.num_workers,
                 use_gpu=gpu,
                 resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
             ),
-            run_config=RunConfig(name=name, storage_path=str(storage)),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=compute.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                callbacks=[Retries()],  # type: ignore[list-item]  # typed as Tune's
+            ),
         )
         try:
             result = trainer.fit()

@@ -150,7 +150,7 @@ def certify(
         edge_share=float(kept(chosen, table).mean()),
         split=table.split,
         fingerprint=table.fingerprint,
-        bundles=BundlePins(edge=table.edge_sha256, cloud=table.cloud_sha256),
+        bundles=table.pins,
         policy_sha256=policy_sha256(chosen),
         position=passed - 1,
         tested=min(passed + 1, len(policies)),
@@ -193,12 +193,11 @@ def _check(policies: Sequence[RouterPolicy], table: Table, risk: float, confiden
     require_rows(table.rows, table.split, risk, confidence)
     for policy in policies:
         pins = policy.bundles
-        if pins and (pins.edge, pins.cloud) != (table.edge_sha256, table.cloud_sha256):
+        if pins and pins != table.pins:
             raise CertifyError(
-                f"The policy {policy.name!r} is pinned to the bundles edge {pins.edge[:12]}, cloud "
-                f"{pins.cloud[:12]}; the rows of {table.split!r} were scored by edge "
-                f"{table.edge_sha256[:12]}, cloud {table.cloud_sha256[:12]}. Replay the split "
-                "with the policy's own bundles."
+                f"The policy {policy.name!r} is pinned to the bundles {pins}; the rows of "
+                f"{table.split!r} were scored by {table.pins}. Replay the split with the policy's "
+                "own bundles."
             )
 
 

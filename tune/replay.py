@@ -21,10 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.bundles import MODEL
 from cluster.errors import BundleError, DataError
 from cluster.progress import Report, silent
 from serve_app.contracts import Message, Prediction
-from serve_app.policy import SIGNALS, signals
+from serve_app.policy import SIGNALS, BundlePins, signals
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -33,7 +34,9 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 UNKNOWN: Final = -1  # the true label of a row that nobody has labelled
 _CHUNK = 64  # messages between two reports of progress
 _METADATA: Final = b"firstline_table"
-_HEADER: Final = ("labels", "split", "fingerprint", "edge_sha256", "cloud_sha256")
+_HEADER: Final = (
+    "labels", "split", "fingerprint", "edge_sha256", "cloud_sha256", "edge_artifact",
+)  # fmt: skip
 
 
 class Classifier(Protocol):
@@ -44,6 +47,9 @@ class Classifier(Protocol):
 
     @property
     def sha256(self) -> str: ...
+
+    @property
+    def artifact(self) -> str: ...
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]: ...
 
@@ -65,6 +71,7 @@ class Table:
     fingerprint: str
     edge_sha256: str
     cloud_sha256: str
+    edge_artifact: str = MODEL
 
     def __post_init__(self) -> None:
         """Raises DataError for missing or non-finite signals, and for columns that do not fit."""
@@ -91,6 +98,13 @@ class Table:
     @property
     def rows(self) -> int:
         return int(self.pinned.shape[0])
+
+    @property
+    def pins(self) -> BundlePins:
+        """What scored it, and so what a policy made of it may run with."""
+        return BundlePins(
+            edge=self.edge_sha256, cloud=self.cloud_sha256, edge_artifact=self.edge_artifact
+        )
 
     @cached_property
     def known(self) -> Bools:
@@ -175,6 +189,7 @@ def replay(
         fingerprint=fingerprint,
         edge_sha256=edge.sha256,
         cloud_sha256=cloud.sha256,
+        edge_artifact=edge.artifact,
     )
 
 

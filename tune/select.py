@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import CertifyError
-from serve_app.policy import BundlePins, RouterPolicy
+from serve_app.policy import RouterPolicy
 from tune.certify import Certificate, allowed_failures, certify, require_rows
 from tune.objective import Curve, FrontPoint, curve
 from tune.replay import Ints, Table
@@ -104,7 +104,7 @@ def _check(candidates: Sequence[FrontPoint], tune: Table, certify_on: Table) -> 
             f"The policy would be chosen and certified on the same split, {tune.split!r}; a "
             "certificate needs rows that nothing was chosen on. Replay two splits."
         )
-    for name in ("fingerprint", "edge_sha256", "cloud_sha256", "labels"):
+    for name in ("fingerprint", "edge_sha256", "cloud_sha256", "edge_artifact", "labels"):
         left, right = getattr(tune, name), getattr(certify_on, name)
         if left != right:
             raise CertifyError(
@@ -144,7 +144,7 @@ def _sequence(
             weights=weights,
             threshold=float(found.thresholds[step]),
             min_confidence=floor,
-            bundles=BundlePins(edge=tune.edge_sha256, cloud=tune.cloud_sha256),
+            bundles=tune.pins,
             tuned_on=f"{tune.split}@{tune.fingerprint}",
             target_risk=risk,
             created_at=created_at,

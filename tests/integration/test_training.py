@@ -1,9 +1,16 @@
 """The whole training path on a real local Ray, with an encoder small enough for a test."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -11,19 +18,23 @@ from safetensors.torch import load_file
 
 from cluster.bundles import load_bundle
 from cluster.connect import connected
+from cluster.errors import TrainingError
 from cluster.files import read_json
+from cluster.progress import silent
 from cluster.registry import fetch_bundle
 from cluster.settings import Settings, load_settings
 from cluster.tracking import EXPERIMENT, client
 from serve_app.classifier import OnnxClassifier
 from tests.encoders import make_tiny_bert
-from train_jobs import finetune
+from train_jobs import dapt, distill, finetune
 from train_jobs.compress import PARITY, Variant
-from train_jobs.data import build, load_dataset
+from train_jobs.data import Dataset, build, load_dataset
 from train_jobs.gate import GateLimits
 from train_jobs.pipeline import RUN, PipelineConfig, PipelineResult, configure, run
+from train_jobs.quantize import RECIPES
+from train_jobs.resume import HISTORY
 from train_jobs.samples import write_csv
-from train_jobs.training import Compute
+from train_jobs.training import Compute, Loop, Trained, fit_on_ray
 
 ROWS = 1200
 WIDE = GateLimits(
@@ -48,12 +59,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
         data=folder / "messages.csv", base=str(make_tiny_bert(folder / "encoder")),
         epochs=5, dapt_epochs=2, student_layers=2,
     )  # fmt: skip
-    # A random encoder of this size wants a higher rate than a pre-trained one bears.
+    # A random encoder of this size wants a higher rate, and more steps, than a pre-trained one.
     return replace(
         given,
         dapt=replace(given.dapt, learning_rate=1e-3),
-        finetune=replace(given.finetune, learning_rate=2e-3),
-        distill=replace(given.distill, learning_rate=2e-3),
+        finetune=replace(given.finetune, learning_rate=2e-3, batch_size=16),
+        distill=replace(given.distill, learning_rate=2e-3, batch_size=16),
         limits=WIDE,
     )
 
@@ -95,7 +106,8 @@ def test_adapting_to_the_domain_lowers_perplexity(result: PipelineResult) -> Non
 
 
 @pytest.mark.parametrize(
-    ("role", "names"), [("edge", {"fp32", "int8-matmul", "int8"}), ("cloud", {"fp32"})]
+    ("role", "names"),
+    [("edge", {"fp32", *(recipe.name for recipe in RECIPES)}), ("cloud", {"fp32"})],
 )
 def test_the_parity_report_has_every_variant_and_none_minds_its_company(
     result: PipelineResult, role: str, names: set[str]
@@ -104,7 +116,7 @@ def test_the_parity_report_has_every_variant_and_none_minds_its_company(
     report = read_json(bundle.path / PARITY)
     variants = [Variant.model_validate(item) for item in report["variants"]]
     assert {variant.name for variant in variants} == names
-    assert report["chosen"] in names
+    assert report["best"] in names
     for variant in variants:
         assert variant.company_changes == 0
         assert variant.rows == result.dataset.rows["calibration"]
@@ -132,7 +144,7 @@ def test_the_pair_is_registered_and_can_be_taken_up(
         ("dapt", "masked_share", "perplexity_after", "dapt-curves.png"),
         ("finetune", "head_learning_rate", "validation_accuracy", "finetune-curves.png"),
         ("distill", "soft_share", "teacher_validation_accuracy", "distill-curves.png"),
-        ("compress", "chosen", "p50_ms", "parity.png"),
+        ("compress", "best", "p50_ms", "parity.png"),
         ("calibrate-edge", "temperature", "ece_after", "reliability.png"),
         ("calibrate-cloud", "temperature", "ece_before", "reliability.png"),
     ],
@@ -187,6 +199,155 @@ def test_same_seed_and_data_on_one_worker_is_the_same_model(
     for layer in range(4):
         name = f"bert.encoder.layer.{layer}.output.dense.weight"
         assert not torch.equal(first[name], before[name])
+
+
+# ---- workers die --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _one_worker_killed(settings: Settings) -> Iterator[None]:
+    """SIGKILL to one of our workers as soon as a checkpoint of theirs is registered."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.01):
+            if list((settings.home / "ray").glob("*/checkpoint_manager_snapshot.json")):
+                ours = psutil.Process().children(recursive=True)
+                workers = [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
+                killed.append(workers[-1].pid)
+                workers[-1].kill()
+                return
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert killed, "no checkpoint was registered"
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """What a stage logged, without the times, which are another run's."""
+    rows: list[dict[str, float]] = read_json(folder / HISTORY)["history"]
+    return [
+        {name: value for name, value in row.items() if not name.endswith(("time", "per_second"))}
+        for row in rows
+    ]
+
+
+def _run_stage(
+    stage: str,
+    config: PipelineConfig,
+    dataset: Dataset,
+    made: Path,
+    out: Path,
+    settings: Settings,
+    compute: Compute,
+) -> Trained:
+    """One stage of the pipeline on what its earlier stages have made."""
+    common: dict[str, Any] = {"settings": settings, "compute": compute}
+    if stage == "dapt":
+        return dapt.run(config.dapt, dataset, out, **common)
+    if stage == "finetune":
+        return finetune.run(config.finetune, dataset, made / "dapt", out, **common)
+    return distill.run(config.distill, dataset, made / "cloud", out, **common)
+
+
+def _assert_same(ours: Path, theirs: Path) -> None:
+    """The same weights to the last bit, and the same figures on the way to them."""
+    assert _history(ours) == _history(theirs)
+    one, other = (load_file(folder / "model.safetensors") for folder in (ours, theirs))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder"),
+    [
+        ("dapt", "dapt"),
+        ("finetune", "cloud"),
+        pytest.param("distill", "edge", marks=pytest.mark.long),
+    ],
+)
+def test_a_stage_whose_worker_is_killed_ends_as_if_nothing_had_happened(
+    stage: str,
+    folder: str,
+    settings: Settings,
+    config: PipelineConfig,
+    result: PipelineResult,
+    tmp_path: Path,
+) -> None:
+    made, compute = result.cloud.path.parent, Compute(checkpoint_every_s=0)
+    with _one_worker_killed(settings):
+        ours = _run_stage(stage, config, result.dataset, made, tmp_path / "out", settings, compute)
+    figures = dict(ours.figures)
+    assert figures.pop("resumed_at_step") > 0
+    assert figures == result.figures[stage]
+    _assert_same(ours.path, made / folder)
+    assert not list(ours.path.glob("*.pt")), "the result is the model, not a checkpoint"
+
+
+@pytest.mark.long
+def test_two_workers_one_of_which_is_killed_end_as_if_nothing_had_happened(
+    settings: Settings, config: PipelineConfig, result: PipelineResult, tmp_path: Path
+) -> None:
+    made = result.cloud.path.parent
+    compute = Compute(num_workers=2, checkpoint_every_s=0)
+
+    def trained(name: str) -> Trained:
+        return _run_stage(
+            "finetune", config, result.dataset, made, tmp_path / name, settings, compute
+        )
+
+    theirs = trained("undisturbed")
+    with _one_worker_killed(settings):
+        ours = trained("killed")
+    assert {**theirs.figures, "resumed_at_step": ours.figures["resumed_at_step"]} == ours.figures
+    _assert_same(ours.path, theirs.path)
+
+
+def _run_loop(loop: Loop, out: Path, settings: Settings, dataset: Dataset, **inputs: str) -> None:
+    fit_on_ray(
+        loop, "finetune", finetune.FinetuneConfig(), dataset, out,
+        settings=settings, compute=Compute(max_failures=1), report=silent, **inputs,
+    )  # fmt: skip
+
+
+def test_a_loop_whose_workers_always_die_is_given_up(
+    settings: Settings, config: PipelineConfig, tmp_path: Path
+) -> None:
+    dataset = build(config.data, settings)
+
+    def loop(config: dict[str, Any]) -> None:
+        with Path(config["tries"]).open("a") as file:
+            file.write("x")
+        time.sleep(3)  # a worker that dies while Ray Train still starts it is not replaced
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match="'finetune' failed"):
+        _run_loop(loop, tmp_path / "out", settings, dataset, tries=str(tmp_path / "tries"))
+    assert (tmp_path / "tries").read_text() == "xx"
+    assert [path.name for path in tmp_path.iterdir()] == ["tries"]
+    assert list((settings.home / "ray").iterdir()) == []
+
+
+def test_what_a_loop_raises_is_not_tried_again(
+    settings: Settings, config: PipelineConfig, tmp_path: Path
+) -> None:
+    dataset = build(config.data, settings)
+
+    def loop(config: dict[str, Any]) -> None:
+        with Path(config["tries"]).open("a") as file:
+            file.write("x")
+        raise ValueError("three classes, and four labels")
+
+    with pytest.raises(TrainingError, match="ValueError: three classes, and four labels"):
+        _run_loop(loop, tmp_path / "out", settings, dataset, tries=str(tmp_path / "tries"))
+    assert (tmp_path / "tries").read_text() == "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["tries"]
 
 
 @pytest.mark.long

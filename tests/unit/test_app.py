@@ -8,8 +8,19 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from cluster.bundles import MODEL, MODEL_ANY
+from cluster.settings import load_settings
 from serve_app import app, service
-from serve_app.app import ReleaseArgs, Routed, RouterArgs, ServeConfig, TierConfig
+from serve_app.app import (
+    ReleaseArgs,
+    Routed,
+    RouterArgs,
+    ServeConfig,
+    TierConfig,
+    build_release,
+)
+from tests.serving import Pair, make_release
+from tests.toys import make_bundle
 
 
 def test_a_tier_that_cannot_scale_is_refused_with_both_numbers() -> None:
@@ -42,6 +53,22 @@ def test_a_promotion_always_finds_its_cpus() -> None:
     tier = TierConfig(max_replicas=3, cpus=1)
     config = ServeConfig(routers=2, router_cpus=0.5, edge=tier, cloud=tier)
     assert config.cpus_for_promotion == 1 + 2 * (3 + 3)
+
+
+@pytest.mark.parametrize("artifact", [MODEL, MODEL_ANY])
+def test_the_edge_is_told_the_artifact_that_the_release_was_certified_with(
+    tmp_path: Path, artifact: str
+) -> None:
+    """Else its replicas could not know that their CPU runs another one."""
+    edge = make_bundle(tmp_path / "made", "edge", needs=("vnni",), anywhere=True)
+    pair = Pair(edge, make_bundle(tmp_path / "made", "cloud"))
+    release = make_release(load_settings(), pair.edge, pair.cloud, edge_artifact=artifact)
+    bound: Any = build_release(ReleaseArgs(release=release.id))._bound_deployment
+    tiers = [tier._bound_deployment for tier in bound.init_args[1:]]
+    assert [(tier.name, tier.init_kwargs["artifact"]) for tier in tiers] == [
+        ("edge", artifact),
+        ("cloud", MODEL),
+    ]
 
 
 def test_serve_yaml_is_what_the_command_deploys() -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from cluster.bundles import (
     GOLDEN,
+    GOLDEN_ANY,
     MANIFEST,
     MODEL,
+    MODEL_ANY,
     TOKENIZER,
     DatasetRef,
     Manifest,
@@ -18,6 +20,7 @@ from cluster.bundles import (
     write_bundle,
 )
 from cluster.errors import BundleError
+from cluster.files import read_json, sha256_json
 from serve_app.classifier import OnnxClassifier
 from tests.toys import LABELS, make_bundle
 
@@ -25,6 +28,12 @@ from tests.toys import LABELS, make_bundle
 @pytest.fixture
 def bundle(tmp_path: Path) -> ModelBundle:
     return make_bundle(tmp_path, "edge")
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> ModelBundle:
+    """A bundle whose model.onnx needs a CPU flag, with a second artifact for CPUs without."""
+    return make_bundle(tmp_path, "edge", needs=("vnni",), anywhere=True)
 
 
 def rewrite(bundle: ModelBundle, **over: Any) -> None:
@@ -167,3 +176,96 @@ def test_a_manifest_cannot_be_changed_in_memory(bundle: ModelBundle) -> None:
     with pytest.raises(ValueError, match="frozen"):
         bundle.manifest.temperature = 2.0  # type: ignore[misc]
     assert isinstance(bundle.manifest, Manifest)
+
+
+# ---- two artifacts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "golden", "temperature"),
+    [
+        (set(), MODEL_ANY, GOLDEN_ANY, 2.0),
+        ({"another"}, MODEL_ANY, GOLDEN_ANY, 2.0),
+        ({"vnni"}, MODEL, GOLDEN, 1.0),
+        ({"vnni", "another"}, MODEL, GOLDEN, 1.0),
+    ],
+)
+def test_the_flags_pick_the_artifact(
+    double: ModelBundle, flags: set[str], model: str, golden: str, temperature: float
+) -> None:
+    picked = double.artifact(flags)
+    assert (picked.model, picked.golden, picked.temperature) == (model, golden, temperature)
+    assert double.named(model) == picked
+
+
+def test_a_bundle_that_needs_nothing_has_one_artifact_for_every_cpu(bundle: ModelBundle) -> None:
+    assert bundle.artifact(set()) == bundle.artifact({"vnni"}) == bundle.named(MODEL)
+    with pytest.raises(BundleError, match=f"no artifact {MODEL_ANY}; it has {MODEL}"):
+        bundle.named(MODEL_ANY)
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"), [(set(), "no such flag"), ({"one", "two"}, "one, two")]
+)
+def test_a_cpu_that_no_artifact_fits_is_refused(
+    tmp_path: Path, flags: set[str], found: str
+) -> None:
+    only = make_bundle(tmp_path, "edge", needs=("vnni",))
+    assert only.artifact({"vnni"}).model == MODEL
+    with pytest.raises(BundleError, match=f"needs a CPU with vnni; this one has {found}"):
+        only.artifact(flags)
+
+
+def test_every_artifact_reproduces_its_own_golden_rows(double: ModelBundle) -> None:
+    assert set(double.manifest.files) == {MODEL, TOKENIZER, GOLDEN, MODEL_ANY, GOLDEN_ANY}
+    for ours, theirs in ((MODEL, MODEL_ANY), (MODEL_ANY, MODEL)):
+        model = OnnxClassifier.of(double, artifact=ours)
+        model.check_golden(double.golden(ours))
+        with pytest.raises(BundleError, match="Golden message 0"):
+            model.check_golden(double.golden(theirs))
+
+
+@pytest.mark.parametrize("name", [MODEL_ANY, GOLDEN_ANY])
+def test_a_changed_second_artifact_is_found(double: ModelBundle, name: str) -> None:
+    file = double.path / name
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(BundleError, match=f"corrupted: {name} should have SHA-256"):
+        load_bundle(double.path)
+    file.unlink()
+    with pytest.raises(BundleError, match=f"{name} .* and has nothing"):
+        load_bundle(double.path)
+
+
+@pytest.mark.parametrize("name", [MODEL_ANY, GOLDEN_ANY])
+def test_a_second_artifact_that_no_hash_covers_is_refused(double: ModelBundle, name: str) -> None:
+    rewrite(double, files={k: v for k, v in double.manifest.files.items() if k != name})
+    with pytest.raises(BundleError, match=f"lists no {name}"):
+        load_bundle(double.path)
+
+
+def test_a_second_artifact_that_nobody_declared_is_refused(double: ModelBundle) -> None:
+    """Dropped from the manifest with its hashes, the files themselves give it away."""
+    names = {MODEL, TOKENIZER, GOLDEN}
+    rewrite(double, anywhere=None, files={k: double.manifest.files[k] for k in names})
+    with pytest.raises(BundleError, match=f"holds {GOLDEN_ANY}, {MODEL_ANY}"):
+        load_bundle(double.path)
+
+
+@pytest.mark.parametrize("over", [{"needs": []}, {"anywhere": None}], ids=["needs", "anywhere"])
+def test_what_an_artifact_needs_is_part_of_the_identity(
+    double: ModelBundle, over: dict[str, Any]
+) -> None:
+    rewrite(double, **over)
+    with pytest.raises(BundleError, match="was expected here"):
+        load_bundle(double.path, double.sha256)
+
+
+def test_a_bundle_of_the_previous_version_keeps_its_identity(bundle: ModelBundle) -> None:
+    """Releases pin it by the hash that it had before manifests knew of artifacts."""
+    file = bundle.path / MANIFEST
+    earlier = read_json(file)
+    del earlier["needs"], earlier["anywhere"]
+    file.write_text(json.dumps(earlier))
+    again = load_bundle(bundle.path, sha256_json(earlier))
+    assert again.artifact(set()) == bundle.artifact(set())
+    OnnxClassifier.of(again).check_golden(again.golden())

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cluster.bundles import GoldenRow
+from cluster.bundles import MODEL, MODEL_ANY, GoldenRow, ModelBundle
 from cluster.errors import BundleError, ModelOutputError
 from serve_app.classifier import GOLDEN_TOLERANCE, OnnxClassifier, softmax, to_prediction
+from serve_app.tiers import TierModel
 from tests.toys import LABELS, WORDS, make_bundle
 
 VOCABULARY = [word for group in WORDS.values() for word in group] + ["unknown"]
@@ -21,6 +22,12 @@ LOGITS = arrays(np.float32, (3,), elements=st.floats(-50, 50, width=32))
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> OnnxClassifier:
     return OnnxClassifier.of(make_bundle(tmp_path_factory.mktemp("toy"), "edge"))
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> ModelBundle:
+    """A bundle whose model.onnx needs a CPU flag, with a second artifact for CPUs without."""
+    return make_bundle(tmp_path, "edge", needs=("vnni",), anywhere=True)
 
 
 @given(st.lists(st.lists(st.sampled_from(VOCABULARY), max_size=12), min_size=1, max_size=6))
@@ -61,6 +68,21 @@ def test_padding_changes_nothing(classifier: OnnxClassifier) -> None:
     assert together.dtype == np.float32
 
 
+def test_a_feed_is_padded_and_masked_to_the_longest(classifier: OnnxClassifier) -> None:
+    fed = classifier.scorer.feed([[5], [7, 8, 9]])
+    assert set(fed) == {"input_ids", "attention_mask"}, "the toy takes no token types"
+    assert fed["input_ids"].tolist() == [[5, 0, 0], [7, 8, 9]]
+    assert fed["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert {value.dtype for value in fed.values()} == {np.dtype(np.int64)}
+
+
+def test_a_model_that_takes_token_types_is_fed_zeros(classifier: OnnxClassifier) -> None:
+    names = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+    fed = replace(classifier.scorer, input_names=names).feed([[5], [7, 8, 9]])
+    assert set(fed) == names
+    assert fed["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
 def test_what_a_prediction_says(classifier: OnnxClassifier) -> None:
     sure, unsure = classifier.predict(["great thanks", "unknown"])
     assert sure.label == "positive"
@@ -97,6 +119,48 @@ def test_the_temperature_cools_and_keeps_the_label(classifier: OnnxClassifier) -
     for cold, warm in zip(classifier.predict(texts), hot, strict=True):
         assert warm.label == cold.label
         assert warm.confidence < cold.confidence
+
+
+# ---- artifacts ----------------------------------------------------------------------------------
+
+
+def _cpu_with(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    for module in ("classifier", "tiers"):
+        monkeypatch.setattr(f"serve_app.{module}.cpu_flags", lambda: frozenset(flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "artifact"), [((), MODEL_ANY), (("vnni",), MODEL), (("vnni",), MODEL_ANY)]
+)
+def test_a_replica_runs_the_certified_artifact_with_golden_rows_of_its_own(
+    double: ModelBundle, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], artifact: str
+) -> None:
+    """What needs no flag runs anywhere: a mixed cluster is served by what its oldest CPU can."""
+    _cpu_with(monkeypatch, *flags)
+    model = TierModel.load(double.path, double.sha256, 1, artifact)
+    assert model.classifier.artifact == artifact
+    assert list(model.golden) == double.golden(artifact)
+    model.check()
+
+
+def test_a_replica_that_would_run_another_artifact_refuses(
+    double: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both come out of one bundle with one hash, and the promise is of one of them."""
+    _cpu_with(monkeypatch)
+    said = f"certified with {MODEL} .* needs a CPU with vnni; .* no such flag .*firstline tune"
+    with pytest.raises(BundleError, match=said):
+        TierModel.load(double.path, double.sha256, 1, MODEL)
+
+
+def test_a_replica_whose_bundle_lacks_the_certified_artifact_refuses(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, "edge")
+    assert TierModel.load(bundle.path, bundle.sha256, 1).classifier.artifact == MODEL
+    with pytest.raises(BundleError, match=f"no artifact {MODEL_ANY}"):
+        TierModel.load(bundle.path, bundle.sha256, 1, MODEL_ANY)
+
+
+# ---- golden rows and figures --------------------------------------------------------------------
 
 
 def golden(classifier: OnnxClassifier) -> list[GoldenRow]:

@@ -5,14 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from cluster.bundles import DatasetRef, GoldenRow, Metric, ModelBundle, Role, write_bundle
+from cluster.bundles import (
+    DatasetRef,
+    Finished,
+    GoldenRow,
+    Metric,
+    ModelBundle,
+    Role,
+    write_bundle,
+)
 from cluster.errors import ConfigError, GateError
 from cluster.registry import fetch_bundle
 from cluster.settings import Settings
 from cluster.tracking import client
 from serve_app.classifier import OnnxClassifier
 from tests.toys import LABELS, WORDS, make_bundle
-from train_jobs.compress import Compressed, Variant
+from train_jobs.compress import Choice, Compressed, Variant
 from train_jobs.data import DataConfig, Dataset, build
 from train_jobs.gate import GateLimits, check, latency_ratio, read_limits, run
 
@@ -46,6 +54,7 @@ def bundle(
     error: float = 0.02,
     golden: list[GoldenRow] | None = None,
     padding: bytes = b"",
+    anywhere: list[GoldenRow] | None = None,
 ) -> ModelBundle:
     """A toy bundle with the figures that a trained one states."""
     toy = make_bundle(folder / "toy", role, known_share=known_share)
@@ -58,6 +67,8 @@ def bundle(
         temperature=1.0, max_tokens=64, dataset=DatasetRef(fingerprint="toy", rows={}),
         metrics={"calibration_error": Metric(value=error, split="tune", rows=80)}, recipe={},
         golden=toy.golden() if golden is None else golden,
+        needs=() if anywhere is None else ("vnni",),
+        anywhere=None if anywhere is None else Finished(model, 1.0, anywhere),
     )  # fmt: skip
 
 
@@ -126,6 +137,18 @@ def test_wrong_golden_outputs_are_counted(
     assert failed(edge, cloud, dataset) == ["bundles with wrong golden outputs"]
 
 
+def test_golden_outputs_of_the_file_for_other_cpus_are_checked_too(
+    dataset: Dataset, cloud: ModelBundle, tmp_path: Path
+) -> None:
+    """On this CPU nobody would run it, and on the others it would be too late."""
+    right = bundle(tmp_path / "e", "edge").golden()
+    good = bundle(tmp_path / "good", "edge", anywhere=right)
+    assert failed(good, cloud, dataset) == []
+    wrong = [row.model_copy(update={"label": "neutral"}) for row in right]
+    bad = bundle(tmp_path / "bad", "edge", anywhere=wrong)
+    assert failed(bad, cloud, dataset) == ["bundles with wrong golden outputs"]
+
+
 def test_answers_that_depend_on_company_are_counted(
     dataset: Dataset, cloud: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,13 +182,15 @@ def test_a_limit_that_is_just_met_is_met(
 
 def test_latency_is_that_of_the_chosen_variants() -> None:
     def side(chosen: str, **p50_ms: float) -> Compressed:
-        figures = dict.fromkeys(Variant.model_fields, 0)
+        known = {**dict.fromkeys(Variant.model_fields, 0), "split": "calibration", "needs": ()}
         variants = [
-            Variant.model_validate({**figures, "name": name, "split": "calibration", "p50_ms": ms})
+            Variant.model_validate({**known, "name": name, "p50_ms": ms})
             for name, ms in p50_ms.items()
         ]
-        return Compressed(Path(), chosen, tuple(variants), 64)
+        return Compressed(Path(), Choice(chosen, None), tuple(variants), 64)
 
+    assert side("int8", int8=1.0).model() == Path("int8.onnx")
+    assert side("int8", int8=1.0).model("fp32") == Path("fp32.onnx")
     assert latency_ratio(side("int8", fp32=4.0, int8=1.0), side("fp32", fp32=5.0)) == 0.2
 
 

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cluster.bundles import MODEL, MODEL_ANY
+from cluster.files import sha256_json
 from serve_app.contracts import Message, Prediction, Route, RouteReason
 from serve_app.factors import FACTORS, factors
 from serve_app.policy import (
@@ -115,13 +117,35 @@ def test_a_policy_that_makes_no_sense_is_refused(over: dict[str, object], said: 
         RouterPolicy.model_validate({"name": "p", "weights": {}, "threshold": 0.5, **over})
 
 
-@given(POLICIES)
-def test_a_policy_survives_json_to_the_bit(policy: RouterPolicy) -> None:
-    pinned = policy.model_copy(update={"bundles": BundlePins(edge="e", cloud="c")})
+@given(POLICIES, st.sampled_from([MODEL, MODEL_ANY]))
+def test_a_policy_survives_json_to_the_bit(policy: RouterPolicy, artifact: str) -> None:
+    pins = BundlePins(edge="e", cloud="c", edge_artifact=artifact)
+    pinned = policy.model_copy(update={"bundles": pins})
     assert RouterPolicy.model_validate_json(pinned.model_dump_json()) == pinned
     assert list(RouterPolicy.model_validate_json(policy.model_dump_json()).weights) == list(
         policy.weights
     )
+
+
+def test_a_policy_of_an_earlier_version_keeps_its_hash() -> None:
+    """Its certificate names it by that, and it runs with the only artifact that there was."""
+    earlier = {
+        "version": 1, "name": "certified-0.01", "weights": {"confidence": 1.0}, "threshold": 0.5,
+        "min_confidence": 0.0, "bundles": {"edge": "e", "cloud": "c"}, "tuned_on": "tune@abc",
+        "target_risk": 0.01, "created_at": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    policy = RouterPolicy.model_validate(earlier)
+    assert policy.bundles is not None
+    assert policy.bundles.edge_artifact == "model.onnx"
+    assert sha256_json(policy.model_dump(mode="json")) == sha256_json(earlier)
+
+
+def test_another_artifact_is_another_policy() -> None:
+    dumps = [
+        BundlePins(edge="e", cloud="c", edge_artifact=name).model_dump(mode="json")
+        for name in (MODEL, MODEL_ANY)
+    ]
+    assert dumps[0] != dumps[1]
 
 
 @given(st.text(), SHARE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.bundles import MODEL
+from cluster.bundles import MODEL, MODEL_ANY
 from cluster.errors import BundleError, ReleaseError
 from cluster.files import read_json, sha256_file, sha256_json, write_json
 from cluster.releases import (
@@ -102,6 +102,27 @@ def test_a_certificate_speaks_of_one_policy_only(settings: Settings, pair: Pair)
     with pytest.raises(ReleaseError, match="changed after it was certified"):
         create(settings, pair, certificate={"policy_sha256": looser})
     assert list_releases(settings) == []
+
+
+@pytest.mark.parametrize("part", ["policy", "certificate"])
+def test_a_policy_certified_with_another_artifact_is_refused(
+    settings: Settings, pair: Pair, part: str
+) -> None:
+    """One bundle, one hash, two model files: the rows were scored by one of them."""
+    other = {**pins(pair), "edge_artifact": MODEL_ANY}
+    with pytest.raises(ReleaseError, match=r"made for the edge's .*, and certified with .*firstl"):
+        create(settings, pair, **{part: {"bundles": other}})
+    assert list_releases(settings) == []
+
+
+def test_a_release_says_which_artifact_it_was_certified_with(
+    settings: Settings, pair: Pair
+) -> None:
+    """One of an earlier version names none."""
+    assert "edge_artifact" not in pins(pair)
+    assert create(settings, pair).edge_artifact == MODEL
+    made = make_release(settings, pair.edge, pair.cloud, edge_artifact=MODEL_ANY)
+    assert load_release(settings, made.id).edge_artifact == MODEL_ANY
 
 
 def test_a_threshold_changed_on_disk_with_its_hash_is_refused(

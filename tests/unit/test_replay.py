@@ -1,5 +1,6 @@
 """Replay: both models once over a split; the table holds what serving would see, and no text."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.bundles import MODEL, MODEL_ANY
 from cluster.errors import BundleError, DataError
 from serve_app.contracts import Message, Prediction
 from serve_app.policy import SIGNALS, signals
@@ -31,6 +33,7 @@ class Echo:
     labels: tuple[str, ...] = ("neg", "pos")
     sha256: str = "e" * 64
     flip: bool = False
+    artifact: str = MODEL
     asked: list[str] = field(default_factory=list)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
@@ -44,7 +47,7 @@ class Echo:
 
 
 def test_the_columns_are_what_serving_computes() -> None:
-    edge, cloud = Echo(), Echo(("pos", "neg"), "c" * 64, flip=True)
+    edge, cloud = Echo(artifact=MODEL_ANY), Echo(("pos", "neg"), "c" * 64, flip=True)
     labels = ["pos", "neg", "neg", "pos"]
     table = replay(MESSAGES, labels, edge, cloud, "tune", "abc")
     for i, message in enumerate(MESSAGES):
@@ -56,6 +59,7 @@ def test_the_columns_are_what_serving_computes() -> None:
     assert table.true_label.tolist() == [1, 0, 0, 1]
     assert table.pinned.tolist() == [False, False, True, True]
     assert (table.edge_sha256, table.cloud_sha256) == ("e" * 64, "c" * 64)
+    assert table.edge_artifact == MODEL_ANY
     assert (table.split, table.fingerprint) == ("tune", "abc")
 
 
@@ -91,7 +95,8 @@ def test_labels_must_be_as_many_as_messages() -> None:
 
 
 def test_a_table_survives_the_disk_and_carries_no_text(tmp_path: Path) -> None:
-    table = replay(MESSAGES, ["pos", "neg", "neg", "pos"], Echo(), Echo(), "tune", "abc")
+    edge = Echo(artifact=MODEL_ANY)
+    table = replay(MESSAGES, ["pos", "neg", "neg", "pos"], edge, Echo(), "tune", "abc")
     path = tmp_path / "deep" / "tune.parquet"
     save_table(table, path)
     again = load_table(path)
@@ -101,11 +106,22 @@ def test_a_table_survives_the_disk_and_carries_no_text(tmp_path: Path) -> None:
         column = getattr(again, name)
         np.testing.assert_array_equal(column, getattr(table, name))
         assert column.dtype == getattr(table, name).dtype
-    for name in ("labels", "split", "fingerprint", "edge_sha256", "cloud_sha256"):
+    for name in ("labels", "split", "fingerprint", "pins"):
         assert getattr(again, name) == getattr(table, name)
     assert "string" not in {str(kind) for kind in pq.read_schema(path).types}
     assert not any(text.encode() in path.read_bytes() for text in TEXTS)
     assert [file.name for file in path.parent.iterdir()] == ["tune.parquet"]
+
+
+def test_a_table_of_an_earlier_version_was_scored_by_the_only_artifact(tmp_path: Path) -> None:
+    path = tmp_path / "tune.parquet"
+    save_table(toy_table(5), path)
+    data = pq.read_table(path)
+    header = json.loads(data.schema.metadata[b"firstline_table"])
+    del header["edge_artifact"]
+    earlier = {b"firstline_table": json.dumps(header).encode()}
+    pq.write_table(data.replace_schema_metadata(earlier), path)
+    assert load_table(path).edge_artifact == "model.onnx"
 
 
 def test_a_failed_write_leaves_the_old_table(

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.bundles import MODEL_ANY
 from cluster.errors import CertifyError
 from serve_app.cost import Prices
 from serve_app.policy import RouterPolicy
 from tests.tables import toy_table
-from tune.certify import allowed_failures, policy_sha256
+from tune.certify import allowed_failures, certify, policy_sha256
 from tune.objective import FrontPoint, curve, evaluate
 from tune.replay import Table
 from tune.select import MAX_STEPS, select
@@ -58,6 +59,20 @@ def test_the_policy_ships_with_its_pins_split_target_and_date(
     assert (policy.target_risk, policy.created_at) == (0.08, NOW)
 
 
+def test_policy_and_certificate_name_the_artifact_that_scored_the_rows(
+    tune: Table, certify_on: Table
+) -> None:
+    any_tune = replace(tune, edge_artifact=MODEL_ANY)
+    any_certify = replace(certify_on, edge_artifact=MODEL_ANY)
+    found = select([point(GOOD, tune)], any_tune, any_certify, 0.08, 0.95, NOW)
+    assert found.policy.bundles == found.certificate.bundles == any_tune.pins
+    assert found.certificate.bundles.edge_artifact == MODEL_ANY
+    with pytest.raises(
+        CertifyError, match=r"edge e+ \(model-any\.onnx\).* by edge e+ \(model\.onn"
+    ):
+        certify([found.policy], certify_on, 0.08, 0.95, NOW)
+
+
 def test_thresholds_come_from_tune_alone(tune: Table, certify_on: Table) -> None:
     """The certify rows may only say where to stop in a sequence that they did not shape."""
     other = toy_table(1500, seed=99, split="certify")
@@ -94,7 +109,7 @@ def test_certifying_on_the_rows_of_the_choice_is_refused(tune: Table) -> None:
         select([point(GOOD, tune)], tune, toy_table(1500, seed=2), 0.08, 0.95, NOW)
 
 
-@pytest.mark.parametrize("name", ["fingerprint", "edge_sha256", "cloud_sha256"])
+@pytest.mark.parametrize("name", ["fingerprint", "edge_sha256", "cloud_sha256", "edge_artifact"])
 def test_tables_of_different_origin_are_refused(tune: Table, certify_on: Table, name: str) -> None:
     other: Any = {name: "another"}
     certify_on = replace(certify_on, **other)

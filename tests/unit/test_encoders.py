@@ -1,0 +1,256 @@
+"""What is done to an encoder changes its work and not its answers, whatever its architecture."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AlbertConfig, AutoModelForSequenceClassification, GPT2Config
+
+from cluster.bundles import TOKENIZER
+from cluster.errors import ConfigError
+from serve_app.classifier import OnnxScorer
+from tests.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
+from train_jobs.compress import export
+from train_jobs.encoders import (
+    check_base,
+    feed_forward_width,
+    first_position_only,
+    keep_layers,
+    keep_neurons,
+    layer_count,
+    max_tokens,
+    neuron_weights,
+    save_tokenizer,
+    without_dropout,
+)
+
+MAKERS = {"bert": make_tiny_bert, "roberta": make_tiny_roberta, "distilbert": make_tiny_distilbert}
+WIDTH = 64  # of their feed-forward blocks
+Batch = dict[str, torch.Tensor]
+
+every_kind = pytest.mark.parametrize("kind", MAKERS)
+every_attention = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("bases")
+    return {kind: make(home / kind) for kind, make in MAKERS.items()}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine torch's threads wait for each other far longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def classifier(folder: Path, attention: str = "sdpa") -> Any:
+    """Random weights, but large enough that attention and neurons show in the logits."""
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=5, attn_implementation=attention
+    )
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.mul_(8)
+    return model.eval()
+
+
+def batch(model: Any, *lengths: int) -> Batch:
+    """Random tokens, padded to the longest."""
+    dice = torch.Generator().manual_seed(2)
+    tokens = torch.randint(10, 790, (len(lengths), max(lengths)), generator=dice)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return {
+        "input_ids": tokens.where(mask.bool(), torch.tensor(model.config.pad_token_id)),
+        "attention_mask": mask,
+    }
+
+
+def logits(model: Any, inputs: Batch) -> torch.Tensor:
+    with torch.inference_mode():
+        made: torch.Tensor = model(**inputs).logits
+    return made
+
+
+def gradients(model: Any, inputs: Batch) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    labels = torch.arange(len(inputs["input_ids"])) % 5
+    loss: Any = torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+    loss.backward()
+    return {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+
+
+# -- the last layer's first position ------------------------------------------------------------
+
+
+@every_kind
+@every_attention
+@pytest.mark.parametrize("lengths", [(12, 12, 12), (12, 7, 3), (9,)], ids=["full", "padded", "one"])
+def test_the_first_position_alone_gives_the_same_answers_and_gradients(
+    bases: dict[str, Path], kind: str, attention: str, lengths: tuple[int, ...]
+) -> None:
+    model = classifier(bases[kind], attention)
+    inputs = batch(model, *lengths)
+    answers, slopes = logits(model, inputs), gradients(model, inputs)
+    first_position_only(model)
+    assert model.base_model(**inputs)[0].shape == (len(lengths), 1, 32)
+    torch.testing.assert_close(logits(model, inputs), answers, atol=1e-5, rtol=1e-5)
+    found = gradients(model, inputs)
+    assert found.keys() == slopes.keys()
+    for name, slope in slopes.items():
+        torch.testing.assert_close(found[name], slope, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@every_kind
+def test_an_export_without_the_other_positions_is_the_same_classifier(
+    bases: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    model = classifier(bases[kind])
+    model.save_pretrained(tmp_path / "model")
+    save_tokenizer(str(bases[kind]), tmp_path)
+    ids = [list(range(20, 20 + length)) for length in (12, 7, 3)]
+    made = []
+    for first_only in (False, True):
+        file = tmp_path / f"{first_only}.onnx"
+        export(tmp_path / "model", file, first_only=first_only)
+        scorer = OnnxScorer.open(file, tmp_path / TOKENIZER, 64)
+        alone = torch.from_numpy(scorer.run(ids[1:2]))
+        whole = {name: torch.from_numpy(value) for name, value in scorer.feed(ids[1:2]).items()}
+        torch.testing.assert_close(alone, logits(model, whole), atol=1e-4, rtol=1e-4)
+        made.append(torch.from_numpy(scorer.run(ids)))
+    torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
+
+
+# -- fewer neurons and layers -------------------------------------------------------------------
+
+
+@every_kind
+def test_all_neurons_kept_are_the_same_model(bases: dict[str, Path], kind: str) -> None:
+    model = classifier(bases[kind])
+    inputs = batch(model, 12, 7, 3)
+    answers = logits(model, inputs)
+    keep_neurons(model, neuron_weights(model, [inputs]), WIDTH)
+    assert torch.equal(logits(model, inputs), answers)
+
+
+def blocks_of(model: Any) -> list[tuple[torch.nn.Linear, torch.nn.Linear]]:
+    """The linear maps that widen and narrow, found by their shapes."""
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    widen = [m for m in linear if m.out_features == WIDTH]
+    narrow = [m for m in linear if m.in_features == WIDTH]
+    return list(zip(widen, narrow, strict=True))
+
+
+@every_kind
+def test_neurons_that_write_nothing_go_first(bases: dict[str, Path], kind: str) -> None:
+    """Half of each block is silenced; what is kept is the other half, in its order."""
+    model = classifier(bases[kind])
+    inputs, blocks = batch(model, 12, 7, 3), blocks_of(model)
+    assert len(blocks) == 4
+    dice = torch.Generator().manual_seed(3)
+    expected = []
+    for widen, narrow in blocks:
+        silent, loud = torch.randperm(WIDTH, generator=dice).reshape(2, -1).sort().values
+        narrow.weight.data[:, silent] = 0
+        expected.append((widen.weight[loud], widen.bias[loud], narrow.weight[:, loud]))
+    answers = logits(model, inputs)
+    keep_neurons(model, neuron_weights(model, [inputs]), WIDTH // 2)
+    for (widen, narrow), (rows, bias, columns) in zip(blocks, expected, strict=True):
+        assert torch.equal(widen.weight, rows)
+        assert torch.equal(widen.bias, bias)
+        assert torch.equal(narrow.weight, columns)
+    torch.testing.assert_close(logits(model, inputs), answers, atol=1e-5, rtol=1e-5)
+
+
+@every_kind
+def test_neurons_that_are_never_active_go_first(bases: dict[str, Path], kind: str) -> None:
+    """What a neuron would write counts only as far as messages wake it."""
+    model = classifier(bases[kind])
+    inputs, blocks = batch(model, 12, 7, 3), blocks_of(model)
+    for widen, narrow in blocks:
+        widen.weight.data[:20] = 0
+        widen.bias.data[:20] = 0  # GELU(0) = 0
+        narrow.weight.data[:, :20] *= 100
+    weights = neuron_weights(model, [inputs])
+    assert [int((weight == 0).sum()) for weight in weights] == [20] * 4
+    assert all(bool((weight[20:] > 0).all()) for weight in weights)
+
+
+@every_kind
+def test_a_narrowed_student_is_the_same_when_loaded_again(
+    bases: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    model = classifier(bases[kind])
+    inputs = batch(model, 12, 7, 3)
+    before = logits(model, inputs)
+    weights = neuron_weights(model, [inputs])
+    keep_layers(model, [0, 3])
+    keep_neurons(model, [weights[0], weights[3]], WIDTH // 2)
+    answers = logits(model, inputs)
+    assert not torch.allclose(answers, before, atol=1e-2)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again, inputs), answers)
+    assert layer_count(str(tmp_path)) == 2
+    assert feed_forward_width(str(bases[kind])) == WIDTH
+    assert feed_forward_width(str(tmp_path)) == WIDTH // 2
+
+
+@every_kind
+@every_attention
+def test_without_dropout_training_is_deterministic(
+    bases: dict[str, Path], tmp_path: Path, kind: str, attention: str
+) -> None:
+    model = classifier(bases[kind], attention).train()
+    inputs = batch(model, 12, 7, 3)
+    assert not torch.equal(logits(model, inputs), logits(model, inputs))
+    without_dropout(model)
+    assert torch.equal(logits(model, inputs), logits(model, inputs))
+    assert torch.equal(logits(model, inputs), logits(model.eval(), inputs))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).train()
+    assert torch.equal(logits(again, inputs), logits(again, inputs))
+
+
+# -- which bases can be used --------------------------------------------------------------------
+
+
+@every_kind
+def test_every_kind_of_base_is_accepted(bases: dict[str, Path], kind: str) -> None:
+    source = check_base(str(bases[kind]))
+    assert (layer_count(source), max_tokens(source)) == (4, 128)
+
+
+@pytest.mark.parametrize("config", [GPT2Config(), AlbertConfig()], ids=["gpt2", "albert"])
+def test_another_architecture_is_refused(
+    bases: dict[str, Path], tmp_path: Path, config: Any
+) -> None:
+    shutil.copytree(bases["bert"], tmp_path, dirs_exist_ok=True)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"is a '{config.model_type}'; bert, roberta, distilbert are supported"
+    ):
+        check_base(str(tmp_path))
+
+
+@every_kind
+def test_a_tokenizer_with_more_pieces_than_the_model_has_rows_is_refused(
+    bases: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """It ended in an index error inside a worker, or in another word's embedding."""
+    folder = shutil.copytree(bases[kind], tmp_path / "base")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    pieces = config["vocab_size"]
+    file.write_text(json.dumps({**config, "vocab_size": pieces - 1}))
+    with pytest.raises(ConfigError, match=rf"has {pieces} pieces .* embedding {pieces - 1} rows"):
+        check_base(str(folder))
