@@ -5,7 +5,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-long lint chromium clean
+.PHONY: setup demo test test-long lint chromium bench-edge bench-dapt bench-train clean
 
 setup: $(READY)
 
@@ -35,6 +35,19 @@ test: lint chromium
 
 test-long: setup
 	$(BIN)/pytest -m long
+
+# Figures: `make bench-edge DATA=train.csv TEST=test.csv TEXT=text LABEL=category`. Without DATA the
+# sample messages are used. Nothing else should run meanwhile.
+GIVEN = $(if $(DATA),--data $(DATA)) $(if $(TEXT),--text $(TEXT)) $(if $(LABEL),--label $(LABEL))
+
+bench-edge: setup
+	$(BIN)/python -m tests.bench.edge $(GIVEN) $(if $(TEST),--test $(TEST)) $(if $(NAME),--name $(NAME))
+
+bench-dapt: setup
+	$(BIN)/python -m tests.bench.dapt $(GIVEN) $(if $(TEST),--test $(TEST))
+
+bench-train: setup
+	$(BIN)/python -m tests.bench.train $(GIVEN)
 
 clean:
 	rm -rf $(VENV) .firstline/demo
