@@ -169,6 +169,25 @@ def _side(
     return Side(trained, made, bundle)
 
 
+def cloud_of(
+    config: PipelineConfig,
+    dataset: data.Dataset,
+    out: Path,
+    settings: Settings,
+    stages_s: dict[str, float],
+) -> tuple[Trained, Side]:
+    """The adapted encoder and the cloud side, under `out`."""
+    common: dict[str, Any] = {"settings": settings, "compute": config.compute}
+    with timed("dapt", stages_s) as report:
+        adapted = dapt.run(config.dapt, dataset, out / "dapt", report=report, **common)
+    with timed("finetune", stages_s) as report:
+        tuned = finetune.run(
+            config.finetune, dataset, adapted.path, out / "cloud", report=report, **common
+        )
+    recipe = {name: what for name, what in _recipe(config).items() if name != "distill"}
+    return adapted, _side("cloud", config, dataset, tuned, recipe, settings, stages_s)
+
+
 def edge_of(
     config: PipelineConfig,
     dataset: data.Dataset,
@@ -212,22 +231,14 @@ def _trained(
     settings: Settings,
 ) -> PipelineResult:
     out = settings.home / "runs" / uuid.uuid4().hex[:8]
-    common: dict[str, Any] = {"settings": settings, "compute": config.compute}
-    with timed("dapt", stages_s) as report:
-        adapted = dapt.run(config.dapt, dataset, out / "dapt", report=report, **common)
-    with timed("finetune", stages_s) as report:
-        tuned = finetune.run(
-            config.finetune, dataset, adapted.path, out / "cloud", report=report, **common
-        )
-    recipe = {name: what for name, what in _recipe(config).items() if name != "distill"}
-    cloud = _side("cloud", config, dataset, tuned, recipe, settings, stages_s)
-    edge = edge_of(config, dataset, tuned.path, out, settings, stages_s)
+    adapted, cloud = cloud_of(config, dataset, out, settings, stages_s)
+    edge = edge_of(config, dataset, cloud.trained.path, out, settings, stages_s)
     with timed("gate", stages_s):
         ratio = gate.latency_ratio(edge.compressed, cloud.compressed)
         checks = gate.run(
             edge.bundle, cloud.bundle, ratio, dataset, config.limits, settings=settings
         )
-    figures = {"dapt": adapted, "finetune": tuned, "distill": edge.trained}
+    figures = {"dapt": adapted, "finetune": cloud.trained, "distill": edge.trained}
     result = PipelineResult(
         dataset, edge.bundle, cloud.bundle, checks,
         {name: dict(made.figures) for name, made in figures.items()}, stages_s,

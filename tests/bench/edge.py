@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 
 from cluster.bundles import ModelBundle, load_bundle
 from cluster.connect import connected
-from cluster.files import read_json
 from cluster.settings import load_settings
 from serve_app.calibration import reliability
 from serve_app.classifier import OnnxClassifier, OnnxScorer, softmax
 from tests.bench.rows import Row, publish, row
 from train_jobs.calibrate import fit_temperature
-from train_jobs.data import Dataset, load_dataset
-from train_jobs.pipeline import RUN, PipelineConfig, configure, edge_of, run
+from train_jobs.data import Dataset, build
+from train_jobs.pipeline import PipelineConfig, cloud_of, configure, edge_of
 from train_jobs.training import Compute
 
 ROOT: Final = Path(__file__).parents[2]
@@ -121,22 +120,22 @@ class Published:
 def train(config: PipelineConfig, seeds: int, home: Path) -> tuple[Dataset, list[Pair]]:
     """One cloud model with the defaults, and for it an edge model per seed; kept for a rerun."""
     settings = load_settings(home)
+    dataset = build(config.data, settings)
     with connected(settings):
-        if not (home / RUN).is_file():
-            run(config, settings)
-        made = read_json(home / RUN)
-        dataset = load_dataset(Path(made["dataset"]))
-        cloud = load_bundle(Path(made["cloud"]["path"]))
-        edges = [load_bundle(Path(made["edge"]["path"]))]
-        for seed in range(1, seeds):
+        if not (home / "cloud-bundle").is_dir():
+            for left in ("dapt", "cloud", "cloud-onnx"):
+                shutil.rmtree(home / left, ignore_errors=True)
+            cloud_of(config, dataset, home, settings, {})
+        cloud = load_bundle(home / "cloud-bundle")
+        edges = []
+        for seed in range(seeds):
             folder = home / f"seed-{seed}"
             bundle = folder / "edge-bundle"
             if not bundle.is_dir():
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
-                teacher = cloud.path.parent / "cloud"
                 other = settings.model_copy(update={"seed": seed})
-                edge_of(config, dataset, teacher, folder, other, {})
+                edge_of(config, dataset, home / "cloud", folder, other, {})
             edges.append(load_bundle(bundle))
     return dataset, [Pair(edge, cloud) for edge in edges]
 
