@@ -24,6 +24,7 @@ from serve_app.text import TextTokenizer
 Floats = NDArray[np.float64]
 # The fused SkipLayerNormalization takes 52 us of an int8 student's 800, the parts of it 7.
 _SLOW: Final = ["SkipLayerNormFusion"]
+MASK: Final = "attention_mask"
 # Kernels differ in the last bits between CPUs; a saturating int8 kernel differs by far more.
 GOLDEN_TOLERANCE: Final = 0.01
 
@@ -53,8 +54,10 @@ class OnnxScorer:
         return cls(session, TextTokenizer.from_file(tokenizer, max_tokens), names)
 
     def feed(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
-        """The model's inputs for n token lists, padded to the longest of them."""
+        """The model's inputs for n token lists, padded to the longest of them if it has a mask."""
         width = max(map(len, ids))
+        if MASK not in self.input_names and any(len(item) != width for item in ids):
+            raise ValueError("This model takes no padding: messages of one length, or one by one.")
         tokens = np.zeros((len(ids), width), np.int64)
         mask = np.zeros((len(ids), width), np.int64)
         for row, item in enumerate(ids):
@@ -62,7 +65,7 @@ class OnnxScorer:
             mask[row, : len(item)] = 1
         made = {
             "input_ids": tokens,
-            "attention_mask": mask,
+            MASK: mask,
             "token_type_ids": np.zeros_like(tokens),
         }
         return {name: value for name, value in made.items() if name in self.input_names}

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,8 +32,9 @@ from cluster.settings import Settings
 from cluster.tracking import log_stage
 from serve_app.classifier import OnnxScorer, softmax
 from serve_app.cpu import has_all
+from train_jobs import served
 from train_jobs.data import Dataset
-from train_jobs.encoders import first_position_only, max_tokens
+from train_jobs.encoders import max_tokens
 from train_jobs.quantize import RECIPES, Recipe, quantize
 from train_jobs.resume import HISTORY
 from train_jobs.vocabulary import Cost
@@ -111,12 +113,8 @@ class Compressed:
         return OnnxScorer.open(self.model(name), self.tokenizer, self.max_tokens, threads)
 
 
-def export(source: Path, target: Path, *, first_only: bool) -> None:
-    """Writes the classifier as an fp32 ONNX file, by Optimum.
-
-    Args:
-        first_only: leave out what the last layer computes for positions that nobody reads.
-    """
+def export(source: Path, target: Path) -> None:
+    """Writes the classifier as an fp32 ONNX file, by Optimum."""
     from optimum.exporters.onnx import onnx_export_from_model
     from transformers import AutoModelForSequenceClassification
 
@@ -125,8 +123,6 @@ def export(source: Path, target: Path, *, first_only: bool) -> None:
         warnings.simplefilter("ignore")
         transformers.logging.set_verbosity_error()
         model = AutoModelForSequenceClassification.from_pretrained(source).eval()
-        if first_only:
-            first_position_only(model)
         onnx_export_from_model(
             model, scratch, task="text-classification", do_validation=False, no_post_process=True
         )
@@ -146,8 +142,16 @@ def _timed(scorer: OnnxScorer, texts: Sequence[str]) -> tuple[float, float]:
 
 
 def _batched(scorer: OnnxScorer, texts: Sequence[str], batch: int) -> NDArray[np.float32]:
+    """Logits of messages that share a run with others: of their own length, as it takes no mask."""
     ids = scorer.tokenizer.encode(texts)
-    return np.concatenate([scorer.run(ids[i : i + batch]) for i in range(0, len(ids), batch)])
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    made: dict[int, NDArray[np.float32]] = {}
+    for _, group in groupby(order, key=lambda i: len(ids[i])):
+        rows = list(group)
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            made.update(zip(part, scorer.run([ids[i] for i in part]), strict=True))
+    return np.stack([made[i] for i in range(len(ids))])
 
 
 def measure(
@@ -253,7 +257,7 @@ def _files(
         return OnnxScorer.open(file, folder / TOKENIZER, length)
 
     whole = folder / f"{FP32}.onnx"
-    export(model, whole, first_only=quantized)
+    (served.write if quantized else export)(model, whole)
     yield None, whole, opened(whole)
     if not quantized:
         return

@@ -193,10 +193,9 @@ def _student(source: str, labels: Sequence[str], distill: DistillConfig, ids: li
 
 def _round_embeddings(student: Any, bits: Literal[8, 4]) -> None:
     """The layers learn with the embeddings as they will be shipped, so rounding costs nothing."""
-    tables = student.base_model.embeddings
-    for table in (tables.word_embeddings, tables.position_embeddings):
-        table.weight.data = torch.from_numpy(rounded(table.weight.detach().numpy(), bits))
-        table.weight.requires_grad = False
+    table = student.base_model.embeddings.word_embeddings
+    table.weight.data = torch.from_numpy(rounded(table.weight.detach().numpy(), bits))
+    table.weight.requires_grad = False
 
 
 def loop(config: dict[str, Any]) -> None:

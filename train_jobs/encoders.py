@@ -4,6 +4,7 @@ This is the only file that knows where an architecture keeps its layers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,28 @@ _FEED_FORWARD: Final = {
     "roberta": ("intermediate.dense", "output.dense", "intermediate_size"),
     "distilbert": ("ffn.lin1", "ffn.lin2", "hidden_dim"),
 }
+_BERT_BLOCK: Final = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attended": "attention.output.dense",
+    "attended_norm": "attention.output.LayerNorm",
+    "widen": "intermediate.dense",
+    "narrow": "output.dense",
+    "norm": "output.LayerNorm",
+}
+_DISTILBERT_BLOCK: Final = {
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "attended": "attention.out_lin",
+    "attended_norm": "sa_layer_norm",
+    "widen": "ffn.lin1",
+    "narrow": "ffn.lin2",
+    "norm": "output_layer_norm",
+}
+# Of feed-forward blocks, as configurations name them: what served.py can write.
+ACTIVATIONS: Final = ("gelu", "gelu_new", "relu")
 
 
 def resolve_base(base: str) -> str:
@@ -62,6 +85,12 @@ def check_base(base: str) -> str:
         raise ConfigError(
             f"The base model {base!r} is a {config.model_type!r}; {', '.join(_LAYERS)} are "
             "supported. Choose an encoder of one of these."
+        )
+    position = getattr(config, "position_embedding_type", "absolute")
+    if _activation(config) not in ACTIVATIONS or position != "absolute":
+        raise ConfigError(
+            f"The base model {base!r} has the activation {_activation(config)!r} and {position!r} "
+            f"positions; {', '.join(ACTIVATIONS)} and 'absolute' are supported."
         )
     if not tokenizer.is_fast or tokenizer.mask_token_id is None:
         raise ConfigError(f"The tokenizer of {base!r} has no fast form, or no mask token.")
@@ -118,6 +147,71 @@ def layers_of(model: Any) -> nn.ModuleList:
     stack = model.base_model.get_submodule(_LAYERS[model.config.model_type])
     assert isinstance(stack, nn.ModuleList)
     return stack
+
+
+@dataclass(frozen=True)
+class Block:
+    """The parts of one transformer layer, whatever its architecture calls them."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attended: nn.Linear
+    attended_norm: nn.LayerNorm
+    widen: nn.Linear
+    narrow: nn.Linear
+    norm: nn.LayerNorm
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A classifier taken apart: what a graph of it is written from."""
+
+    words: torch.Tensor  # (pieces, width)
+    positions: torch.Tensor  # (positions, width), token type 0 added where there are types
+    embedded_norm: nn.LayerNorm
+    blocks: tuple[Block, ...]
+    heads: int
+    activation: str  # of the feed-forward blocks, as configurations name it
+    pooled: nn.Linear
+    pooled_activation: str
+    classifier: nn.Linear
+
+
+def parts_of(model: Any, tokens: int) -> Parts:
+    """Takes a classifier apart. Args: tokens: how many positions a message can have."""
+    config, tables = model.config, model.base_model.embeddings
+    kind = config.model_type
+    # RoBERTa counts positions from padding_idx + 1.
+    start = int(config.pad_token_id) + 1 if kind == "roberta" else 0
+    positions = tables.position_embeddings.weight[start : start + tokens]
+    if kind != "distilbert":
+        positions = positions + tables.token_type_embeddings.weight[0]
+    bottom = {
+        "bert": ("bert.pooler.dense", "tanh", "classifier"),
+        "roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
+        "distilbert": ("pre_classifier", "relu", "classifier"),
+    }[kind]
+    return Parts(
+        words=tables.word_embeddings.weight,
+        positions=positions,
+        embedded_norm=tables.LayerNorm,
+        blocks=tuple(_block(layer, kind) for layer in layers_of(model)),
+        heads=int(config.num_attention_heads),
+        activation=_activation(config),
+        pooled=model.get_submodule(bottom[0]),
+        pooled_activation=bottom[1],
+        classifier=model.get_submodule(bottom[2]),
+    )
+
+
+def _activation(config: Any) -> str:
+    return str(config.activation if config.model_type == "distilbert" else config.hidden_act)
+
+
+def _block(layer: Any, kind: str) -> Block:
+    names = _DISTILBERT_BLOCK if kind == "distilbert" else _BERT_BLOCK
+    return Block(**{part: layer.get_submodule(name) for part, name in names.items()})
 
 
 def keep_layers(model: Any, kept: Sequence[int]) -> None:

@@ -10,11 +10,8 @@ import pytest
 import torch
 from transformers import AlbertConfig, AutoModelForSequenceClassification, GPT2Config
 
-from cluster.bundles import TOKENIZER
 from cluster.errors import ConfigError
-from serve_app.classifier import OnnxScorer
 from tests.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
-from train_jobs.compress import export
 from train_jobs.encoders import (
     check_base,
     feed_forward_width,
@@ -24,7 +21,6 @@ from train_jobs.encoders import (
     layer_count,
     max_tokens,
     neuron_weights,
-    save_tokenizer,
     without_dropout,
 )
 
@@ -108,26 +104,6 @@ def test_the_first_position_alone_gives_the_same_answers_and_gradients(
     assert found.keys() == slopes.keys()
     for name, slope in slopes.items():
         torch.testing.assert_close(found[name], slope, atol=1e-5, rtol=1e-4, msg=name)
-
-
-@every_kind
-def test_an_export_without_the_other_positions_is_the_same_classifier(
-    bases: dict[str, Path], tmp_path: Path, kind: str
-) -> None:
-    model = classifier(bases[kind])
-    model.save_pretrained(tmp_path / "model")
-    save_tokenizer(str(bases[kind]), tmp_path)
-    ids = [list(range(20, 20 + length)) for length in (12, 7, 3)]
-    made = []
-    for first_only in (False, True):
-        file = tmp_path / f"{first_only}.onnx"
-        export(tmp_path / "model", file, first_only=first_only)
-        scorer = OnnxScorer.open(file, tmp_path / TOKENIZER, 64)
-        alone = torch.from_numpy(scorer.run(ids[1:2]))
-        whole = {name: torch.from_numpy(value) for name, value in scorer.feed(ids[1:2]).items()}
-        torch.testing.assert_close(alone, logits(model, whole), atol=1e-4, rtol=1e-4)
-        made.append(torch.from_numpy(scorer.run(ids)))
-    torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
 
 
 # -- fewer neurons and layers -------------------------------------------------------------------
@@ -240,6 +216,23 @@ def test_another_architecture_is_refused(
         ConfigError, match=rf"is a '{config.model_type}'; bert, roberta, distilbert are supported"
     ):
         check_base(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "found"),
+    [
+        ("hidden_act", "silu", "activation 'silu' and 'absolute' positions"),
+        ("position_embedding_type", "relative_key", "activation 'gelu' and 'relative_key' pos"),
+    ],
+)
+def test_a_layer_that_the_served_graph_cannot_have_is_refused(
+    bases: dict[str, Path], tmp_path: Path, field: str, value: str, found: str
+) -> None:
+    folder = shutil.copytree(bases["bert"], tmp_path / "base")
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(ConfigError, match=found):
+        check_base(str(folder))
 
 
 @every_kind

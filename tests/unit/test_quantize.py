@@ -20,7 +20,7 @@ from cluster.bundles import TOKENIZER
 from serve_app.classifier import OnnxScorer
 from serve_app.cpu import has_all
 from tests.encoders import make_tiny_bert
-from train_jobs.compress import export
+from train_jobs import served
 from train_jobs.encoders import save_tokenizer
 from train_jobs.quantize import RECIPES, Recipe, in_blocks, quantize, quantize_tables, rounded
 from train_jobs.samples import generate
@@ -170,7 +170,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder / "model")
     source = folder / "fp32.onnx"
-    export(folder / "model", source, first_only=True)
+    served.write(folder / "model", source)
     whole = OnnxScorer.open(source, folder / TOKENIZER, 128)
     before, seen = source.read_bytes(), [whole.feed([ids]) for ids in whole.tokenizer.encode(TEXTS)]
     for recipe in RECIPES:
@@ -204,7 +204,7 @@ def test_in_one_run_only_dynamic_scales_mind_the_company(
 ) -> None:
     """Elsewhere a kernel's last bits differ, and seldom push a value to its neighbouring step."""
     scorer = variants.open(recipe.name)
-    ids = scorer.tokenizer.encode(TEXTS)
+    ids = [ids[:9] for ids in scorer.tokenizer.encode(TEXTS) if len(ids) >= 9]
     alone = np.concatenate([scorer.run([item]) for item in ids])
     moved = (np.abs(scorer.run(ids) - alone).max(-1) > 1e-4).mean()
     assert moved > 0.9 if recipe.products in ("int8", "int7") else moved < 0.1
