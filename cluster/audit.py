@@ -181,7 +181,7 @@ _FEEDBACK_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
 _ANSWER_NAMES: Final = tuple(_ANSWER_FIELDS)
 _answer_values: Final[Callable[[AuditRecord], tuple[Any, ...]]] = attrgetter(*_ANSWER_NAMES)
 
-# to_json takes 7 microseconds for a record of nine signals; json.dumps(asdict(record)) takes 25.
+# to_json takes 10 microseconds for a record of 13 signals; json.dumps(asdict(record)) takes 43.
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
 
 

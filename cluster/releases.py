@@ -113,8 +113,8 @@ def _check_parts(
     if found != certified:
         raise ReleaseError(
             f"The certificate speaks of the policy {certified[:12]}, and this one is "
-            f"{found[:12]}: its weights or its threshold were changed after it was certified. Run "
-            "`firstline tune`."
+            f"{found[:12]}: its score, its threshold or its rules were changed after it was "
+            "certified. Run `firstline tune`."
         )
 
 

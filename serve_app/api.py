@@ -61,7 +61,7 @@ class ClassifyIn(_Model):
 class ExplanationOut(_Model):
     probabilities: dict[str, float] = Field(description="of the model that answered")
     signals: dict[str, float] = Field(description="what the rule saw; empty: the edge failed")
-    breakdown: dict[str, float] = Field(description="weight times signal; they sum to `trust`")
+    breakdown: dict[str, float] = Field(description="what each part added; they sum to `trust`")
     trust: float | None
     threshold: float | None = Field(description="the edge is trusted from here on")
     min_confidence: float

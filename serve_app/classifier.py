@@ -26,17 +26,20 @@ Floats = NDArray[np.float64]
 _SLOW: Final = ["SkipLayerNormFusion"]
 MASK: Final = "attention_mask"
 _TYPES: Final = "token_type_ids"
+# An output that a model may have beside its logits, which come first (contracts.Prediction).
+DISTANCE: Final = "distance"
 # Kernels differ in the last bits between CPUs; a saturating int8 kernel differs by far more.
 GOLDEN_TOLERANCE: Final = 0.01
 
 
 @dataclass(frozen=True)
 class OnnxScorer:
-    """An ONNX classification model and its tokenizer: prepared texts -> logits."""
+    """An ONNX classification model and its tokenizer: prepared texts -> logits, and distances."""
 
     session: ort.InferenceSession
     tokenizer: TextTokenizer
     input_names: frozenset[str]
+    output_names: tuple[str, ...]
 
     @classmethod
     def open(cls, model: Path, tokenizer: Path, max_tokens: int, threads: int = 1) -> "OnnxScorer":
@@ -51,8 +54,9 @@ class OnnxScorer:
             )
         except Exception as error:
             raise BundleError(f"ONNX Runtime cannot load {model}: {error}") from error
-        names = frozenset(item.name for item in session.get_inputs())
-        return cls(session, TextTokenizer.from_file(tokenizer, max_tokens), names)
+        inputs = frozenset(item.name for item in session.get_inputs())
+        outputs = tuple(item.name for item in session.get_outputs())
+        return cls(session, TextTokenizer.from_file(tokenizer, max_tokens), inputs, outputs)
 
     def feed(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
         """The model's inputs for n token lists, padded to the longest of them if it has a mask."""
@@ -70,13 +74,32 @@ class OnnxScorer:
             made[_TYPES] = np.zeros_like(tokens)
         return made
 
+    def outputs(
+        self, ids: Sequence[Sequence[int]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits (n, classes) and distances (n,) of n token lists in one run.
+
+        A model that measures no distance is at 0.0 from everything.
+        """
+        made = self.session.run(None, self.feed(ids))
+        if DISTANCE not in self.output_names:
+            return np.asarray(made[0], np.float32), np.zeros(len(ids), np.float32)
+        distance = made[self.output_names.index(DISTANCE)]
+        return np.asarray(made[0], np.float32), np.asarray(distance, np.float32)
+
     def run(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Logits (n, classes) of n token lists in one run."""
-        return np.asarray(self.session.run(None, self.feed(ids))[0], np.float32)
+        return self.outputs(ids)[0]
+
+    def answers(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits (n, classes) and distances (n,), each message run by itself."""
+        made = [self.outputs([ids]) for ids in self.tokenizer.encode(texts)]
+        logits, distances = zip(*made, strict=True)
+        return np.concatenate(logits), np.concatenate(distances)
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Logits (n, classes), each message run by itself."""
-        return np.concatenate([self.run([ids]) for ids in self.tokenizer.encode(texts)])
+        return self.answers(texts)[0]
 
 
 def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> Floats:
@@ -86,7 +109,16 @@ def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> Floa
     return np.asarray(exp / exp.sum(axis=-1, keepdims=True))
 
 
-def to_prediction(probabilities: Floats, labels: Sequence[str]) -> Prediction:
+def energy(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> float:
+    """logsumexp of one row of logits (classes,) divided by a temperature."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    top = float(scaled.max())
+    return top + log(float(np.exp(scaled - top).sum()))
+
+
+def to_prediction(
+    probabilities: Floats, labels: Sequence[str], energy: float = 0.0, distance: float = 0.0
+) -> Prediction:
     """One row of probabilities (classes,) -> Prediction."""
     best = int(probabilities.argmax())
     second = float(np.partition(probabilities, -2)[-2])
@@ -99,6 +131,8 @@ def to_prediction(probabilities: Floats, labels: Sequence[str]) -> Prediction:
         margin=confidence - second,
         entropy=min(1.0, max(0.0, entropy)),
         probabilities=tuple(probabilities.tolist()),
+        energy=energy,
+        distance=distance,
     )
 
 
@@ -141,15 +175,24 @@ class OnnxClassifier:
         """
         if not texts:
             return []
-        logits = self.scorer.logits(texts)
+        logits, distances = self.scorer.answers(texts)
         if logits.shape != (len(texts), len(self.labels)):
             raise ModelOutputError(
                 f"The model answered with shape {logits.shape} to {len(texts)} texts and "
                 f"{len(self.labels)} labels."
             )
-        if not np.isfinite(logits).all():
+        if distances.shape != (len(texts),):
+            raise ModelOutputError(
+                f"The model's output {DISTANCE!r} has shape {distances.shape}; one number for each "
+                f"of the {len(texts)} texts was expected."
+            )
+        if not (np.isfinite(logits).all() and np.isfinite(distances).all()):
             raise ModelOutputError("The model answered with NaN or infinity.")
-        return [to_prediction(row, self.labels) for row in softmax(logits, self.temperature)]
+        rows = zip(softmax(logits, self.temperature), logits, distances.tolist(), strict=True)
+        return [
+            to_prediction(row, self.labels, energy(raw, self.temperature), distance)
+            for row, raw, distance in rows
+        ]
 
     def golden_rows(self, texts: Sequence[str]) -> list[GoldenRow]:
         """What this model says to a few texts, to be kept in its bundle."""

@@ -17,6 +17,11 @@ class RouteReason(StrEnum):
 
     TRUSTED = "trusted"  # the edge's trust score reached the policy's threshold
     ESCALATED = "escalated"  # it did not, so the cloud answers
+    CLASS_KEPT = "class_kept"  # the edge's class is one that is never escalated
+    CLASS_ESCALATED = "class_escalated"  # it is one that always is
+    OUT_OF_DOMAIN = "out_of_domain"  # too far from what the edge was trained on
+    ESCALATION_WORDS = "escalation_words"  # the message has words such as "lawyer" or "fraud"
+    TOO_LONG = "too_long"  # it has more words than the edge may answer
     PII_PINNED = "pii_pinned"  # personal data was found: the message stays at the edge
     DETECTOR_FAILED = "detector_failed"  # we cannot know whether there is any: it stays too
     EDGE_FAILED = "edge_failed"  # the edge had no usable answer, so the cloud was asked
@@ -48,6 +53,9 @@ class Prediction:
 
     `probabilities` has one float per label, in the bundle's order, summing to 1. `margin` is the
     lead of the first over the second; `entropy` is divided by log(classes), so it is in [0, 1].
+    `energy` is the logsumexp of the tempered logits, high for the familiar. `distance` is from what
+    the model was trained on: 1.0 is as far as its furthest 1% of calibration messages, and 0.0 is
+    also what a model says that does not measure it.
     """
 
     label: str
@@ -55,11 +63,17 @@ class Prediction:
     margin: float
     entropy: float
     probabilities: tuple[float, ...] = field(repr=False)
+    energy: float = 0.0
+    distance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where a message goes, and what the rule saw. `signals` are the policy's inputs by name."""
+    """Where a message goes, and what the rule saw.
+
+    `trust` is the score less what the predicted class needs beyond the threshold; `signals` are the
+    policy's inputs by name.
+    """
 
     route: Route
     reason: RouteReason

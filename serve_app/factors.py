@@ -1,4 +1,4 @@
-"""The five published complexity factors of a message, each in [0, 1]; high means harder.
+"""What a text alone says: its length, and the five published complexity factors, high if harder.
 
 Source: "I Made My AI Model 84% Smaller and It Got Better, Not Worse" (Towards Data Science, 2025),
 which names the factors: text length, sentence structure, uncertainty, emotional words and
@@ -6,10 +6,10 @@ escalation keywords. The article fixes no word lists; those below are ours.
 """
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
+from typing import Final
 
-FACTORS = ("length", "structure", "uncertainty", "emotion", "escalation")
+FACTORS: Final = ("length", "structure", "uncertainty", "emotion", "escalation")
+TEXT_SIGNALS: Final = ("words", *FACTORS)
 
 _WORD = re.compile(r"[\w']+")
 _CLAUSE = re.compile(r"[.!?;:,]|\b(?:and|but|because|although|though|while|which|however|if)\b")
@@ -27,24 +27,27 @@ _ESCALATE = re.compile(
     r"stolen|chargeback|lawsuit|regulator|ombudsman|escalat\w+|report you|police|attorney)\b"
 )
 # A message of this many words, clauses or hits counts as fully long, nested or loaded.
-_FULL_WORDS = 60
+FULL_WORDS: Final = 60
 _FULL_CLAUSES = 8
 _FULL_HITS = 3
 
 
-def factors(text: str) -> Mapping[str, float]:
-    """The five factors of a prepared text, in the order of `FACTORS`."""
+def text_signals(text: str) -> dict[str, float]:
+    """A prepared text -> its numbers, in the order of `TEXT_SIGNALS`.
+
+    The factors are in [0, 1]; `words` is `length` without the cap, so 1.0 is 60 words.
+    """
     lower = text.lower()
+    words = len(_WORD.findall(lower)) / FULL_WORDS
+    return {
+        "words": words,
+        "length": min(1.0, words),
+        "structure": _share(_CLAUSE, lower, _FULL_CLAUSES),
+        "uncertainty": _share(_UNCERTAIN, lower, _FULL_HITS),
+        "emotion": _share(_EMOTION, lower, _FULL_HITS),
+        "escalation": _share(_ESCALATE, lower, _FULL_HITS),
+    }
 
-    def share(count: int, full: int) -> float:
-        return min(1.0, count / full)
 
-    return MappingProxyType(
-        {
-            "length": share(len(_WORD.findall(lower)), _FULL_WORDS),
-            "structure": share(len(_CLAUSE.findall(lower)), _FULL_CLAUSES),
-            "uncertainty": share(len(_UNCERTAIN.findall(lower)), _FULL_HITS),
-            "emotion": share(len(_EMOTION.findall(lower)), _FULL_HITS),
-            "escalation": share(len(_ESCALATE.findall(lower)), _FULL_HITS),
-        }
-    )
+def _share(pattern: re.Pattern[str], lower: str, full: int) -> float:
+    return min(1.0, len(pattern.findall(lower)) / full)

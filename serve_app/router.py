@@ -27,7 +27,8 @@ from cluster.errors import FirstlineError, ModelOutputError
 from serve_app.contracts import Decision, Message, Prediction, Route, RouteReason
 from serve_app.cost import Prices
 from serve_app.gather import Outcome, OverloadedError
-from serve_app.policy import RouterPolicy, decide, signals
+from serve_app.policy import RouterPolicy, breakdown, decide
+from serve_app.signals import Evidence, signals
 from serve_app.text import prepare
 
 log = logging.getLogger(__name__)
@@ -296,18 +297,14 @@ class Answerer:
         )
 
     def _explain(self, work: _Work, answer: Prediction | None) -> Explanation:
-        policy, decision = self.release.policy, work.decision
-        values = decision.signals if decision else {}
+        policy, decision, edge = self.release.policy, work.decision, work.edge
+        seen = Evidence(decision.signals, edge.label) if decision and edge else None
         other = Route.CLOUD if work.route is Route.EDGE else Route.EDGE
         given = answer.probabilities if answer else ()
         return Explanation(
             probabilities=dict(zip(self.release.labels, given, strict=bool(given))),
             decision=decision,
-            breakdown={
-                name: weight * values[name]
-                for name, weight in policy.weights.items()
-                if name in values
-            },
+            breakdown=breakdown(policy, seen) if seen else {},
             min_confidence=policy.min_confidence,
             pii=work.message.pii,
             other_route=other,
@@ -318,11 +315,11 @@ class Answerer:
         """Without signals no decision was made: the edge had failed.
 
         `random` is a hash of the text without a key, with which likely texts could be tried, so it
-        is written down only where a rule weighs it.
+        is written down only where the score looks at it.
         """
         seen = decision.signals if decision else {}
-        weighed = self.release.policy.weights
-        return {name: value for name, value in seen.items() if name != "random" or name in weighed}
+        used = self.release.policy.score.uses
+        return {name: value for name, value in seen.items() if name != "random" or name in used}
 
     def _record(self, work: _Work, answer: Answered) -> AuditRecord:
         decision = work.decision

@@ -10,6 +10,7 @@ from cluster.releases import Release, create_release
 from cluster.settings import Settings
 from serve_app.cost import Prices
 from serve_app.policy import BundlePins, RouterPolicy
+from serve_app.scores import Weighted
 from tests.toys import make_bundle
 
 THRESHOLD = 0.9
@@ -42,7 +43,7 @@ def make_release(
     """Writes a release that trusts the edge from a confidence on."""
     policy = RouterPolicy(
         name="confidence",
-        weights={"confidence": 1.0},
+        score=Weighted(weights={"confidence": 1.0}),
         threshold=threshold,
         bundles=BundlePins(edge=edge.sha256, cloud=cloud.sha256, edge_artifact=edge_artifact),
     )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from serve_app.contracts import Message, Prediction
-from serve_app.policy import SIGNALS
+from serve_app.signals import SIGNALS, log_odds, logit_margin
 from tune.replay import UNKNOWN, Floats, Ints, Table
 
 LABELS = ("negative", "neutral", "positive")
@@ -32,6 +32,9 @@ def toy_table(
     signals["entropy"] = np.clip(1.4 * (1 - confidence) + dice.normal(0, 0.03, rows), 0, 1)
     if distinct is not None:
         signals = {name: np.round(column * distinct) / distinct for name, column in signals.items()}
+    pairs = list(zip(signals["confidence"].tolist(), signals["margin"].tolist(), strict=True))
+    signals["log_odds"] = np.array([log_odds(confidence) for confidence, _ in pairs])
+    signals["logit_margin"] = np.array([logit_margin(*pair) for pair in pairs])
     true_label = np.where(dice.random(rows) < unknown_share, UNKNOWN, truth)
     return Table(
         signals=signals,
@@ -62,5 +65,7 @@ def row_of(table: Table, i: int) -> tuple[Message, Prediction, dict[str, float]]
         margin=values["margin"],
         entropy=values["entropy"],
         probabilities=(),
+        energy=values["energy"],
+        distance=values["distance"],
     )
     return message, prediction, values

@@ -43,8 +43,14 @@ def _tokenizer(path: Path) -> dict[str, int]:
     return vocabulary
 
 
-def _graph(path: Path, embedding: np.ndarray, nan_token: int | None = None) -> None:
-    """mean over tokens of embedding[token]; every unknown word pulls towards no label."""
+def _graph(
+    path: Path, embedding: np.ndarray, nan_token: int | None = None, distance: bool = False
+) -> None:
+    """The sum over tokens of embedding[token]; every unknown word pulls towards no label.
+
+    Args:
+        distance: with a second output, the number of unknown words.
+    """
     table = embedding.astype(np.float32)
     if nan_token is not None:
         table[nan_token] = np.nan
@@ -55,6 +61,14 @@ def _graph(path: Path, embedding: np.ndarray, nan_token: int | None = None) -> N
         helper.make_node("Mul", ["embedded", "mask3"], ["kept"]),
         helper.make_node("ReduceSum", ["kept", "middle"], ["logits"], keepdims=0),
     ]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])]
+    if distance:
+        nodes += [
+            helper.make_node("Gather", ["strange", "input_ids"], ["unknown"]),
+            helper.make_node("Mul", ["unknown", "mask"], ["counted"]),
+            helper.make_node("ReduceSum", ["counted", "middle"], ["distance"], keepdims=0),
+        ]
+        outputs.append(helper.make_tensor_value_info("distance", TensorProto.FLOAT, ["batch"]))
     graph = helper.make_graph(
         nodes,
         "toy",
@@ -62,11 +76,12 @@ def _graph(path: Path, embedding: np.ndarray, nan_token: int | None = None) -> N
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
             for name in ("input_ids", "attention_mask")
         ],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])],
+        outputs,
         [
             numpy_helper.from_array(table, "table"),
             numpy_helper.from_array(np.array([-1], np.int64), "last"),
             numpy_helper.from_array(np.array([1], np.int64), "middle"),
+            numpy_helper.from_array(np.eye(len(table), dtype=np.float32)[0], "strange"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -82,6 +97,7 @@ def make_bundle(
     nan_word: str | None = None,
     needs: Sequence[str] = (),
     anywhere: bool = False,
+    distance: bool = False,
 ) -> ModelBundle:
     """A toy bundle in `folder/role`.
 
@@ -89,6 +105,7 @@ def make_bundle(
         nan_word: the model answers NaN to that word.
         needs: CPU flags that the manifest says model.onnx needs; the toy computes without.
         anywhere: a second artifact, less sure of everything and with a temperature of 2.
+        distance: the model tells how many words it does not know.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = known_share if known_share is not None else (0.5 if role == "edge" else 1.0)
@@ -99,7 +116,7 @@ def make_bundle(
             embedding[vocabulary[word], index] = 4.0 if rank < known * len(WORDS[label]) else 0.4
     nan_token = vocabulary[nan_word] if nan_word else None
     model = folder / f"{role}.onnx"
-    _graph(model, embedding, nan_token)
+    _graph(model, embedding, nan_token, distance)
     second = folder / f"{role}-any.onnx"
     _graph(second, embedding / 2)
 

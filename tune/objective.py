@@ -1,22 +1,24 @@
-"""(policy, table, prices) -> Outcome; and every threshold of one weights vector at once.
+"""(policy, table, prices) -> Outcome; and every threshold of one shape of policy at once.
 
 Two paths, equal to the bit (tests/unit/test_objective.py):
     evaluate()  one policy, O(n)
-    curve()     one weights vector and confidence floor, all of its n thresholds, O(n log n):
+    curve()     one shape (score, class margins, floor, rules), all of its n thresholds, O(n log n):
                 the rows are sorted by trust once, and cumulative sums give every count
 
-Only `serve_app.policy.trust` computes a score, here as in service.
+Only `serve_app.policy.trust` computes a score and only `fired` applies a rule, here as in service.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from serve_app.contracts import RouteReason
 from serve_app.cost import Prices
-from serve_app.policy import RouterPolicy, trust
+from serve_app.policy import RouterPolicy, Rules, fired, trust
+from serve_app.scores import Score
 from tune.replay import Bools, Floats, Ints, Table
 
 
@@ -35,6 +37,26 @@ class Outcome:
     risk: float
 
 
+class Shape(BaseModel):
+    """A policy without its threshold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    score: Score
+    class_margins: dict[str, float] = Field(default_factory=dict)
+    min_confidence: float = Field(0.0, ge=0.0, le=1.0)
+    rules: Rules = Rules()
+
+    @classmethod
+    def of(cls, policy: RouterPolicy) -> "Shape":
+        return cls(**{name: getattr(policy, name) for name in cls.model_fields})
+
+    def policy(self, name: str, threshold: float, **details: Any) -> RouterPolicy:
+        """Args: details: the other fields of a RouterPolicy, such as `bundles`."""
+        own = {field: getattr(self, field) for field in type(self).model_fields}
+        return RouterPolicy(name=name, threshold=threshold, **own, **details)
+
+
 class FrontPoint(BaseModel):
     """A policy and what it does to the table that it was searched on."""
 
@@ -46,10 +68,11 @@ class FrontPoint(BaseModel):
 
 @dataclass(frozen=True)
 class Curve:
-    """All policies of one weights vector and floor, from the most conservative to the least.
+    """All policies of one shape, from the most conservative to the least.
 
     Columns of one entry per threshold, falling: the first keeps nothing at the edge but what is
-    pinned, the last keeps all that the floor allows. `edge`, `right` and `failures` count rows.
+    pinned or kept by a rule, the last keeps all that the floor and the rules allow. `edge`, `right`
+    and `failures` count rows.
     """
 
     thresholds: Floats
@@ -86,11 +109,15 @@ class Curve:
 
 
 def kept(policy: RouterPolicy, table: Table) -> Bools:
-    """Which rows the edge answers: what `decide()` says of each of them."""
-    score = _scores(policy.weights, table)
-    confident = table.signals["confidence"] >= policy.min_confidence
-    trusted: Bools = (score >= policy.threshold) & confident
-    return table.pinned | trusted
+    """Which rows the edge answers: what `decide()` says of each of them.
+
+    Raises:
+        ReleaseError: the policy names a class that the table's models never answer with.
+    """
+    policy.check_classes(table.labels)
+    edge, free = _by_rule(policy, table)
+    trusted: Bools = edge | (free & (_trust(policy, table) >= policy.threshold))
+    return trusted
 
 
 def evaluate(policy: RouterPolicy, table: Table, prices: Prices) -> Outcome:
@@ -104,24 +131,23 @@ def evaluate(policy: RouterPolicy, table: Table, prices: Prices) -> Outcome:
     )  # fmt: skip
 
 
-def curve(weights: Mapping[str, float], min_confidence: float, table: Table) -> Curve:
+def curve(shape: Shape, table: Table) -> Curve:
     """Every threshold that tells two rows apart. Raises DataError if the table is empty."""
     table.require_rows()
-    score = _scores(weights, table)
-    free = ~table.pinned & (table.signals["confidence"] >= min_confidence)
+    score = _trust(shape, table)
+    edge, free = _by_rule(shape, table)
     rows = np.flatnonzero(free)
     rows = rows[np.argsort(-score[rows], kind="stable")]
     falling = score[rows]
     # Rows of equal trust go together: a threshold stands only where a run of ties ends.
     ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], rows.size > 0))
     gain = table.edge_right.astype(np.int64) - table.cloud_right
-    pinned = table.pinned
     nothing = np.nextafter(falling[0], np.inf) if rows.size else np.float64(0.0)
     return Curve(
         thresholds=np.append(nothing, falling[ends]),
-        edge=int(pinned.sum()) + np.append(0, ends + 1),
-        right=int(table.cloud_right.sum() + gain[pinned].sum()) + _after(gain[rows], ends),
-        failures=int(table.differs[pinned].sum())
+        edge=int(edge.sum()) + np.append(0, ends + 1),
+        right=int(table.cloud_right.sum() + gain[edge].sum()) + _after(gain[rows], ends),
+        failures=int(table.differs[edge].sum())
         + _after(table.differs[rows].astype(np.int64), ends),
         rows=table.rows,
         known=int(table.known.sum()),
@@ -144,10 +170,22 @@ def front(points: Sequence[FrontPoint]) -> list[FrontPoint]:
     return [points[i] for i in pareto(cost, accuracy)]
 
 
-def _scores(weights: Mapping[str, float], table: Table) -> Floats:
-    # No weights make a plain 0.0: it stands for a column of zeros.
-    scores: Floats = np.broadcast_to(np.asarray(trust(weights, table.signals)), (table.rows,))
-    return scores
+def _trust(shape: Shape | RouterPolicy, table: Table) -> Floats:
+    made = trust(shape.score, shape.class_margins, table.evidence)
+    # A score without parts is a plain 0.0: it stands for a column of zeros.
+    column: Floats = np.broadcast_to(np.asarray(made), (table.rows,))
+    return column
+
+
+def _by_rule(shape: Shape | RouterPolicy, table: Table) -> tuple[Bools, Bools]:
+    """(rows that stay at the edge whatever the threshold, rows that the threshold decides)."""
+    edge, free = table.pinned, ~table.pinned
+    for reason, fires in fired(shape.rules, table.evidence):
+        if reason is RouteReason.CLASS_KEPT:
+            edge = edge | (free & fires)
+        free = free & ~fires
+    confident: Bools = table.signals["confidence"] >= shape.min_confidence
+    return edge, free & confident
 
 
 def _after(steps: Ints, ends: Ints) -> Ints:

@@ -25,7 +25,8 @@ from cluster.bundles import MODEL
 from cluster.errors import BundleError, DataError
 from cluster.progress import Report, silent
 from serve_app.contracts import Message, Prediction
-from serve_app.policy import SIGNALS, BundlePins, signals
+from serve_app.policy import BundlePins
+from serve_app.signals import SIGNALS, Evidence, signals
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -58,7 +59,7 @@ class Classifier(Protocol):
 class Table:
     """One split as both models see it: n rows, labels as indices into `labels`.
 
-    `signals` has every name of `serve_app.policy.SIGNALS`. `fingerprint` is the dataset's.
+    `signals` has every name of `serve_app.signals.SIGNALS`. `fingerprint` is the dataset's.
     """
 
     signals: Mapping[str, Floats]
@@ -105,6 +106,11 @@ class Table:
         return BundlePins(
             edge=self.edge_sha256, cloud=self.cloud_sha256, edge_artifact=self.edge_artifact
         )
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a policy looks at, all rows at once."""
+        return Evidence(self.signals, self.edge_label, self.labels)
 
     @cached_property
     def known(self) -> Bools:

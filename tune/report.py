@@ -23,8 +23,9 @@ from cluster.files import write_json, write_text
 from serve_app.calibration import reliability
 from serve_app.cost import Prices
 from serve_app.policy import BASELINES, RouterPolicy
+from serve_app.scores import MaxProbability
 from tune.certify import Certificate
-from tune.objective import FrontPoint, curve, evaluate
+from tune.objective import FrontPoint, Shape, curve, evaluate
 from tune.replay import Table
 from tune.select import Selection
 
@@ -133,14 +134,11 @@ def wilson(count: int, of: int) -> Interval:
 
 def max_probability(policy: RouterPolicy, tune: Table, prices: Prices) -> RouterPolicy:
     """Confidence alone, at the edge share on `tune` that comes nearest to the policy's."""
-    found = curve({"confidence": 1.0}, 0.0, tune)
+    shape = Shape(score=MaxProbability())
+    found = curve(shape, tune)
     wanted = evaluate(policy, tune, prices).edge_share
     nearest = int(np.abs(found.edge_share - wanted).argmin())
-    return RouterPolicy(
-        name=MAX_PROBABILITY,
-        weights={"confidence": 1.0},
-        threshold=float(found.thresholds[nearest]),
-    )
+    return shape.policy(MAX_PROBABILITY, float(found.thresholds[nearest]))
 
 
 def build_report(
@@ -273,7 +271,7 @@ def _draw_risk(path: Path, tables: Sequence[Table], selection: Selection) -> Non
     )
     policy, certificate = selection.policy, selection.certificate
     for table, colour in zip(tables, (_QUIET, _EDGE, _CLOUD), strict=True):
-        found = curve(policy.weights, policy.min_confidence, table)
+        found = curve(Shape.of(policy), table)
         axes.plot(found.edge_share, found.risk, color=colour, label=f"{table.split} rows")
     axes.axhline(certificate.risk, color=_CERTIFIED, linestyle="--", label="guaranteed")
     axes.errorbar(

@@ -43,7 +43,8 @@ from cluster.files import write_json
 from cluster.progress import Report, silent, stage
 from serve_app.cost import Prices
 from serve_app.policy import RouterPolicy
-from tune.objective import Curve, FrontPoint, Outcome, curve, pareto
+from serve_app.scores import Weighted
+from tune.objective import Curve, FrontPoint, Outcome, Shape, curve, pareto
 from tune.replay import Floats, Table, load_table
 from tune.space import BUDGET, FLOORS, SPACE, STARTS, weights_of
 
@@ -152,8 +153,10 @@ def _folder_name(trial: Any) -> str:
 
 def _trial(point: Mapping[str, float], *, table: Table, prices: Prices) -> None:
     """One weights vector with all its floors and thresholds; runs on a Ray worker."""
+    score = Weighted(weights=weights_of(point))
+    shapes = [Shape(score=score, min_confidence=floor) for floor in FLOORS]
     everything = np.concatenate(
-        [_rows(floor, curve(weights_of(point), floor, table), prices) for floor in FLOORS]
+        [_rows(shape.min_confidence, curve(shape, table), prices) for shape in shapes]
     )
     best = _best_within(everything, point[BUDGET])
     useful = np.union1d(
@@ -212,7 +215,9 @@ def _merge(
 
 def _point(name: str, weights: dict[str, float], row: Floats) -> FrontPoint:
     floor, threshold, *outcome = (float(value) for value in row)
-    policy = RouterPolicy(name=name, weights=weights, threshold=threshold, min_confidence=floor)
+    policy = RouterPolicy(
+        name=name, score=Weighted(weights=weights), threshold=threshold, min_confidence=floor
+    )
     return FrontPoint(policy=policy, outcome=Outcome(**dict(zip(_OUTCOME, outcome, strict=True))))
 
 
@@ -265,7 +270,7 @@ def _search(options: argparse.Namespace) -> None:
         sys.stdout.write(
             f"accuracy {point.outcome.accuracy:.4f}  cost ${point.outcome.cost_usd:.5f}  "
             f"edge {point.outcome.edge_share:.1%}  risk {point.outcome.risk:.2%}  "
-            f"{point.policy.weights} >= {point.policy.threshold:.4f}\n"
+            f"{point.policy.score} >= {point.policy.threshold:.4f}\n"
         )
     sys.stdout.write(f"{result.policies_evaluated} policies in {result.seconds:.1f} s -> {out}\n")
 

@@ -1,13 +1,13 @@
 """Pareto front + `tune` rows + `certify` rows -> the certified policy. Pure.
 
-1. On `tune` alone: of all weights and floors that the sweep found, those with the best edge share
-   within the failures that the certificate can afford.
-2. Their thresholds, from conservative to permissive, are the sequence. It is now fixed.
+1. On `tune` alone: of all shapes (score, floor, rules) that the sweep found, the one with the
+   best edge share within the failures that the certificate can afford.
+2. Its thresholds, from conservative to permissive, are the sequence. It is now fixed.
 3. On `certify`: fixed-sequence testing names the last policy of it that passes.
 
 Step 1 aims at the failure rate that step 3 will accept, not at the risk itself: of n rows, a risk
-of 1% at 95% confidence allows well under 1% failures, and weights that keep most messages at 1%
-are often not those that keep most at 0.4%. n is known without a look at the rows.
+of 1% at 95% confidence allows well under 1% failures, and the shape that keeps most messages at 1%
+is often not the one that keeps most at 0.4%. n is known without a look at the rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from cluster.errors import CertifyError
 from serve_app.policy import RouterPolicy
 from tune.certify import Certificate, allowed_failures, certify, require_rows
-from tune.objective import Curve, FrontPoint, curve
+from tune.objective import Curve, FrontPoint, Shape, curve
 from tune.replay import Ints, Table
 
 # Testing more thresholds costs nothing in confidence, only time and little edge share is left.
@@ -31,8 +31,7 @@ class SequenceSummary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    weights: dict[str, float]
-    min_confidence: float
+    shape: Shape
     length: int
     first_threshold: float
     last_threshold: float
@@ -62,8 +61,8 @@ def select(
     """Chooses on `tune`, certifies on `certify_on`.
 
     Args:
-        candidates: `SweepResult.risk_front + SweepResult.front`; weights and floors are taken
-            from them, their thresholds are not.
+        candidates: `SweepResult.risk_front + SweepResult.front`; their shapes are taken, their
+            thresholds are not.
         risk: the accuracy to give up against cloud-only, as a share.
         created_at: the time, ISO 8601.
 
@@ -75,15 +74,13 @@ def select(
     require_rows(certify_on.rows, certify_on.split, risk, confidence)
     aim = max(0, allowed_failures(certify_on.rows, risk, confidence)) / certify_on.rows
     shapes = list(_shapes(candidates))
-    curves = [curve(weights, floor, tune) for weights, floor in shapes]
+    curves = [curve(shape, tune) for shape in shapes]
     reach = [_reach(found, aim) for found in curves]
     best = int(np.argmax(reach))
-    weights, floor = shapes[best]
-    sequence = _sequence(weights, floor, curves[best], tune, risk, created_at)
+    sequence = _sequence(shapes[best], curves[best], tune, risk, created_at)
     certificate = certify(sequence, certify_on, risk, confidence, created_at)
     summary = SequenceSummary(
-        weights=weights,
-        min_confidence=floor,
+        shape=shapes[best],
         length=len(sequence),
         first_threshold=sequence[0].threshold,
         last_threshold=sequence[-1].threshold,
@@ -113,15 +110,15 @@ def _check(candidates: Sequence[FrontPoint], tune: Table, certify_on: Table) -> 
             )
 
 
-def _shapes(candidates: Sequence[FrontPoint]) -> Iterator[tuple[dict[str, float], float]]:
-    """The distinct weights and floors among the candidates, in their order."""
+def _shapes(candidates: Sequence[FrontPoint]) -> Iterator[Shape]:
+    """The distinct shapes among the candidates, in their order."""
     seen = set()
     for point in candidates:
-        policy = point.policy
-        key = (tuple(policy.weights.items()), policy.min_confidence)
+        shape = Shape.of(point.policy)
+        key = shape.model_dump_json()
         if key not in seen:
             seen.add(key)
-            yield policy.weights, policy.min_confidence
+            yield shape
 
 
 def _reach(found: Curve, risk: float) -> float:
@@ -131,19 +128,16 @@ def _reach(found: Curve, risk: float) -> float:
 
 
 def _sequence(
-    weights: dict[str, float],
-    floor: float,
+    shape: Shape,
     found: Curve,
     tune: Table,
     risk: float,
     created_at: str,
 ) -> list[RouterPolicy]:
     return [
-        RouterPolicy(
-            name=f"certified-{risk:g}",
-            weights=weights,
-            threshold=float(found.thresholds[step]),
-            min_confidence=floor,
+        shape.policy(
+            f"certified-{risk:g}",
+            float(found.thresholds[step]),
             bundles=tune.pins,
             tuned_on=f"{tune.split}@{tune.fingerprint}",
             target_risk=risk,

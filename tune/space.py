@@ -1,8 +1,8 @@
 """The search space: what a trial may vary, each range with its reason. No Ray here.
 
 A policy keeps the edge's answer when sum(weight * signal) >= threshold and confidence is at or
-above a floor. Every signal is in [0, 1] and has no unit, so weights are comparable; a policy does
-not change when weights and threshold are scaled together, so ranges of size 1 lose nothing.
+above a floor. Every signal here is in [0, 1] and has no unit, so weights are comparable; a policy
+does not change when weights and threshold are scaled together: ranges of size 1 lose nothing.
 
 Thresholds and floors are not searched: a trial tries all of them (objective.curve). Single-score
 policies are corners of the space, and the sweep starts from them (`STARTS`).
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from serve_app.factors import FACTORS
-from serve_app.policy import PUBLISHED
+from serve_app.scores import PUBLISHED_WEIGHT
 
 BUDGET: Final = "cloud_share_budget"
 
@@ -52,7 +52,12 @@ def _start(weights: Mapping[str, float]) -> dict[str, float]:
 # The plain policies that any found one has to beat: one score each, and the published rule.
 STARTS: Final = tuple(
     _start(weights)
-    for weights in ({"confidence": 1.0}, {"margin": 1.0}, {"entropy": -1.0}, PUBLISHED.weights)
+    for weights in (
+        {"confidence": 1.0},
+        {"margin": 1.0},
+        {"entropy": -1.0},
+        dict.fromkeys(FACTORS, PUBLISHED_WEIGHT),
+    )
 )
 
 

@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from serve_app.cost import Prices
 from serve_app.policy import RouterPolicy
+from serve_app.scores import MaxProbability
 from tests.tables import toy_table
 from tune.objective import FrontPoint, evaluate
 from tune.report import Latency, Measured, PerTier, build_report, draw, write
@@ -39,7 +40,7 @@ def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tune, certify, test = (
         toy_table(1500, seed, split) for seed, split in enumerate(("tune", "certify", "test"))
     )
-    policy = RouterPolicy(name="one", weights={"confidence": 1.0}, threshold=0.9)
+    policy = RouterPolicy(name="one", score=MaxProbability(), threshold=0.9)
     front = [FrontPoint(policy=policy, outcome=evaluate(policy, tune, prices))]
     selection = select(front, tune, certify, 0.1, 0.95, "2026-01-01T00:00:00+00:00")
     measured = Measured(

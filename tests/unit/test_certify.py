@@ -10,6 +10,7 @@ from scipy import stats
 
 from cluster.errors import CertifyError
 from serve_app.policy import ALWAYS_EDGE, BundlePins, RouterPolicy
+from serve_app.scores import MaxProbability
 from tests.tables import toy_table
 from tune.certify import (
     allowed_failures,
@@ -21,7 +22,7 @@ from tune.certify import (
     policy_sha256,
     upper_bound,
 )
-from tune.objective import curve, kept
+from tune.objective import Shape, curve, kept
 from tune.replay import Table
 
 NOW = "2026-01-01T00:00:00+00:00"
@@ -30,10 +31,10 @@ confidences = st.sampled_from([0.8, 0.9, 0.95, 0.99])
 
 
 def by_confidence(table: Table, steps: int = 200) -> list[RouterPolicy]:
-    found = curve({"confidence": 1.0}, 0.0, table)
+    found = curve(Shape(score=MaxProbability()), table)
     places = np.linspace(0, found.thresholds.size - 1, steps).round().astype(int)
     return [
-        RouterPolicy(name="p", weights={"confidence": 1.0}, threshold=float(found.thresholds[i]))
+        RouterPolicy(name="p", score=MaxProbability(), threshold=float(found.thresholds[i]))
         for i in places
     ]
 

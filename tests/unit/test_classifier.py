@@ -1,5 +1,6 @@
 """The classifier: alone or in company the same bits, and never a number that is none."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from hypothesis.extra.numpy import arrays
 
 from cluster.bundles import MODEL, MODEL_ANY, GoldenRow, ModelBundle
 from cluster.errors import BundleError, ModelOutputError
-from serve_app.classifier import GOLDEN_TOLERANCE, OnnxClassifier, softmax, to_prediction
+from serve_app.classifier import (
+    GOLDEN_TOLERANCE,
+    OnnxClassifier,
+    energy,
+    softmax,
+    to_prediction,
+)
 from serve_app.tiers import TierModel
 from tests.toys import LABELS, WORDS, make_bundle
 
@@ -45,13 +52,13 @@ def test_every_message_is_a_run_of_its_own(
 ) -> None:
     """A toy in fp32 would agree in batches too; an int8 model does not."""
     sizes = []
-    run = type(classifier.scorer).run
+    outputs = type(classifier.scorer).outputs
 
     def counted(self: object, ids: list[list[int]]) -> object:
         sizes.append(len(ids))
-        return run(self, ids)  # type: ignore[arg-type]
+        return outputs(self, ids)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(classifier.scorer), "run", counted)
+    monkeypatch.setattr(type(classifier.scorer), "outputs", counted)
     classifier.predict(["great", "awful late", "order"])
     assert sizes == [1, 1, 1]
 
@@ -91,6 +98,43 @@ def test_what_a_prediction_says(classifier: OnnxClassifier) -> None:
     assert unsure.probabilities == pytest.approx([1 / 3] * 3)
     assert unsure.margin == 0.0
     assert unsure.entropy == pytest.approx(1.0)
+    # The toy's logits are 0 for a word that it does not know: log(3 * exp(0)).
+    assert unsure.energy == pytest.approx(np.log(3))
+    assert sure.energy > unsure.energy
+    assert (sure.distance, unsure.distance) == (0.0, 0.0), "the toy measures none"
+
+
+def test_a_model_may_tell_its_distance(tmp_path: Path) -> None:
+    measures = OnnxClassifier.of(make_bundle(tmp_path, "edge", distance=True))
+    texts = ["great thanks", "great unknown", "some unknown words"]
+    together = measures.predict(texts)
+    assert [made.distance for made in together] == [0.0, 1.0, 3.0]
+    assert together == [measures.predict([text])[0] for text in texts]
+    assert measures.scorer.logits(texts).shape == (3, 3)
+    plain = OnnxClassifier.of(make_bundle(tmp_path / "plain", "edge")).predict(texts)
+    assert [replace(made, distance=0.0) for made in together] == plain
+
+
+@pytest.mark.parametrize(
+    ("distance", "said"),
+    [(np.array([np.nan]), "NaN"), (np.zeros((1, 1)), r"'distance' has shape \(1, 1\)")],
+)
+def test_a_distance_that_is_no_number_raises(
+    classifier: OnnxClassifier, monkeypatch: pytest.MonkeyPatch, distance: np.ndarray, said: str
+) -> None:
+    def outputs(*_: object) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((1, 3), np.float32), distance
+
+    monkeypatch.setattr(type(classifier.scorer), "outputs", outputs)
+    with pytest.raises(ModelOutputError, match=said):
+        classifier.predict(["great"])
+
+
+def test_a_prediction_crosses_a_handle_whole(tmp_path: Path) -> None:
+    (made,) = OnnxClassifier.of(make_bundle(tmp_path, "edge", distance=True)).predict(["great you"])
+    assert made.energy > 0
+    assert made.distance == 1.0
+    assert pickle.loads(pickle.dumps(made, protocol=5)) == made
 
 
 def test_a_model_that_answers_nan_raises(tmp_path: Path) -> None:
@@ -119,6 +163,12 @@ def test_the_temperature_cools_and_keeps_the_label(classifier: OnnxClassifier) -
     for cold, warm in zip(classifier.predict(texts), hot, strict=True):
         assert warm.label == cold.label
         assert warm.confidence < cold.confidence
+
+
+def test_the_temperature_cools_the_energy(classifier: OnnxClassifier) -> None:
+    logits = classifier.scorer.logits(["great thanks"])[0]
+    (hot,) = replace(classifier, temperature=4.0).predict(["great thanks"])
+    assert hot.energy == pytest.approx(np.log(np.exp(logits.astype(float) / 4).sum()))
 
 
 # ---- artifacts ----------------------------------------------------------------------------------
@@ -196,6 +246,20 @@ def test_softmax_is_a_distribution_in_the_order_of_the_logits(
     assert probabilities.sum() == pytest.approx(1.0)
     assert (probabilities >= 0).all()
     assert (np.diff(probabilities[np.argsort(logits, kind="stable")]) >= 0).all()
+
+
+@given(LOGITS, st.floats(0.05, 20))
+def test_energy_is_the_logarithm_of_what_softmax_divides_by(
+    logits: np.ndarray, temperature: float
+) -> None:
+    scaled = logits.astype(np.float64) / temperature
+    shares = np.log(np.maximum(softmax(logits, temperature), 1e-300))
+    best = int(scaled.argmax())
+    assert energy(logits, temperature) == pytest.approx(scaled[best] - shares[best])
+
+
+def test_energy_does_not_overflow() -> None:
+    assert energy(np.array([1e4, 0.0, -1e4], np.float32), 0.05) == 2e5
 
 
 def test_softmax_does_not_overflow() -> None:

@@ -23,8 +23,10 @@ from cluster.settings import PREFIX, Settings
 from serve_app.api import ClassifyIn, FeedbackIn, Service, create_api
 from serve_app.app import ServeConfig, TierConfig
 from serve_app.contracts import Route, RouteReason
-from serve_app.policy import BASELINES, SIGNALS
+from serve_app.policy import BASELINES, RouterPolicy
+from serve_app.signals import SIGNALS
 from tests import __file__ as tests_file
+from tests.strategies import KINDS
 from train_jobs.data import SPLITS
 from tune.certify import allowed_failures, min_rows
 from tune.report import MAX_PROBABILITY
@@ -362,9 +364,15 @@ def test_every_route_is_documented() -> None:
     assert set(_named(_doc("serving"), "route")) == routes | {"GET /docs"}
 
 
-def test_signals_reasons_and_baselines_are_those_of_the_code() -> None:
+def test_the_documented_policy_is_one_that_the_router_takes() -> None:
+    (policy,) = _fences(_doc("router"), "json")
+    RouterPolicy.model_validate_json(policy).check_classes(["complaint", "fraud", "greeting"])
+
+
+def test_signals_scores_reasons_and_baselines_are_those_of_the_code() -> None:
     page = _doc("router")
     assert _named(page, "signal") == list(SIGNALS)
+    assert _named(page, "score") == [kind.model_fields["kind"].default for kind in KINDS]
     reasons = {cells[0].strip("`"): cells[1] for cells in _table(page, "reason")}
     assert list(reasons) == [reason.value for reason in RouteReason]
     assert set(reasons.values()) == {route.value for route in Route}

@@ -11,24 +11,15 @@ from hypothesis import strategies as st
 from cluster.errors import DataError
 from serve_app.contracts import Route
 from serve_app.cost import Prices
-from serve_app.policy import (
-    ALWAYS_CLOUD,
-    ALWAYS_EDGE,
-    BASELINES,
-    RANDOM,
-    SIGNALS,
-    RouterPolicy,
-    decide,
-)
-from tests.tables import row_of, toy_table
-from tune.objective import Outcome, curve, evaluate, front, kept, pareto
+from serve_app.policy import ALWAYS_CLOUD, ALWAYS_EDGE, BASELINES, RANDOM, Rules, decide
+from serve_app.scores import MaxProbability, Weighted
+from tests.strategies import SHAPES
+from tests.tables import LABELS, row_of, toy_table
+from tune.objective import Outcome, Shape, curve, evaluate, front, kept, pareto
 from tune.replay import Table
 from tune.space import FLOORS, SPACE, STARTS, weights_of
 
 PRICES = Prices()
-weight_vectors = st.dictionaries(
-    st.sampled_from(SIGNALS), st.floats(-1, 1, allow_subnormal=False), max_size=5
-)
 tables = st.builds(
     toy_table,
     rows=st.integers(1, 60),
@@ -39,23 +30,17 @@ tables = st.builds(
 )
 
 
-def as_policy(weights: dict[str, float], threshold: float, floor: float) -> RouterPolicy:
-    return RouterPolicy(name="p", weights=weights, threshold=threshold, min_confidence=floor)
-
-
 def comparable(outcome: Outcome) -> Outcome:
     """NaN, the accuracy of rows without labels, is not equal to itself."""
     return replace(outcome, accuracy=-1.0) if np.isnan(outcome.accuracy) else outcome
 
 
-@given(tables, weight_vectors, st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+@given(tables, SHAPES)
 @settings(max_examples=120, deadline=None)
-def test_every_threshold_of_the_fast_path_equals_the_slow_path(
-    table: Table, weights: dict[str, float], floor: float
-) -> None:
-    found = curve(weights, floor, table)
+def test_every_threshold_of_the_fast_path_equals_the_slow_path(table: Table, shape: Shape) -> None:
+    found = curve(shape, table)
     for i, threshold in enumerate(found.thresholds):
-        slow = evaluate(as_policy(weights, float(threshold), floor), table, PRICES)
+        slow = evaluate(shape.policy("p", float(threshold)), table, PRICES)
         fast = found.outcome(i, PRICES)
         assert comparable(fast) == comparable(slow)
         assert fast.cost_usd == found.cost_usd(PRICES)[i]
@@ -63,36 +48,31 @@ def test_every_threshold_of_the_fast_path_equals_the_slow_path(
         assert fast.edge_share == found.edge_share[i]
 
 
-@given(tables, weight_vectors, st.sampled_from([0.0, 0.5, 0.9]), st.floats(-3, 3))
+@given(tables, SHAPES, st.floats(-3, 3))
 @settings(max_examples=80, deadline=None)
-def test_the_fast_path_misses_no_policy(
-    table: Table, weights: dict[str, float], floor: float, threshold: float
-) -> None:
+def test_the_fast_path_misses_no_policy(table: Table, shape: Shape, threshold: float) -> None:
     """Any threshold whatever does to the rows what one of the listed thresholds does."""
-    found = curve(weights, floor, table)
-    outcome = evaluate(as_policy(weights, threshold, floor), table, PRICES)
+    found = curve(shape, table)
+    outcome = evaluate(shape.policy("p", threshold), table, PRICES)
     listed = [comparable(found.outcome(i, PRICES)) for i in range(found.thresholds.size)]
     assert comparable(outcome) in listed
 
 
-@given(tables, weight_vectors, st.sampled_from([0.0, 0.6, 0.9]))
+@given(tables, SHAPES)
 @settings(max_examples=80, deadline=None)
-def test_thresholds_fall_and_every_step_keeps_more(
-    table: Table, weights: dict[str, float], floor: float
-) -> None:
-    found = curve(weights, floor, table)
+def test_thresholds_fall_and_every_step_keeps_more(table: Table, shape: Shape) -> None:
+    found = curve(shape, table)
     assert (np.diff(found.thresholds) < 0).all()
     assert (np.diff(found.edge) > 0).all()
     assert (np.diff(found.failures) >= 0).all()
-    assert found.edge[0] == table.pinned.sum()
+    stays = np.isin(table.edge_label, [LABELS.index(c) for c in shape.rules.never_escalate])
+    assert found.edge[0] == (table.pinned | stays).sum()
 
 
-@given(tables, weight_vectors, st.floats(-1, 1), st.sampled_from([0.0, 0.6, 0.9]))
+@given(tables, SHAPES, st.floats(-1, 1))
 @settings(max_examples=80, deadline=None)
-def test_a_table_decides_as_the_service_does(
-    table: Table, weights: dict[str, float], threshold: float, floor: float
-) -> None:
-    policy = as_policy(weights, threshold, floor)
+def test_a_table_decides_as_the_service_does(table: Table, shape: Shape, threshold: float) -> None:
+    policy = shape.policy("p", threshold)
     edge = kept(policy, table)
     for i in range(table.rows):
         message, prediction, values = row_of(table, i)
@@ -109,11 +89,20 @@ def test_figures_by_hand() -> None:
         pinned=np.array([False, False, False, True]),
         signals={**table.signals, "confidence": np.array([0.9, 0.8, 0.7, 0.1])},
     )
-    outcome = evaluate(as_policy({"confidence": 1.0}, 0.8, 0.0), table, PRICES)
+    shape = Shape(score=MaxProbability())
+    outcome = evaluate(shape.policy("p", 0.8), table, PRICES)
     # Rows 0 and 1 are trusted, row 3 is pinned, row 2 is escalated; only row 1 differs of those.
     assert outcome == Outcome(
         accuracy=0.75, cost_usd=0.001 + 0.25 * 0.0136, edge_share=0.75, cloud_share=0.25, risk=0.25
     )
+    # Row 0 says label 0: kept by its class, and row 1 needs more than it has.
+    strict = Shape(
+        score=MaxProbability(),
+        class_margins={LABELS[1]: 0.01},
+        rules=Rules(never_escalate=LABELS[:1]),
+    )
+    assert kept(strict.policy("p", 0.8), table).tolist() == [True, False, True, True]
+    assert curve(strict, table).edge.tolist() == [3, 4]
 
 
 def test_baselines_are_what_they_are_called() -> None:
@@ -146,7 +135,7 @@ def test_an_empty_table_is_refused() -> None:
     with pytest.raises(DataError, match="no rows"):
         evaluate(ALWAYS_EDGE, toy_table(0), PRICES)
     with pytest.raises(DataError, match="no rows"):
-        curve({}, 0.0, toy_table(0))
+        curve(Shape(score=MaxProbability()), toy_table(0))
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=30))
@@ -173,9 +162,10 @@ def test_the_fast_path_is_fast() -> None:
     """The target is 100,000 policies a second on 2 cores; one core alone does many times that."""
     table = toy_table(2000)
     weights = weights_of({name: (r.low + r.high) / 2 + 0.11 for name, r in SPACE.items()})
-    curve(weights, 0.0, table)
+    shapes = [Shape(score=Weighted(weights=weights), min_confidence=floor) for floor in FLOORS]
+    curve(shapes[0], table)
     start = time.perf_counter()
-    policies = sum(curve(weights, floor, table).thresholds.size for floor in FLOORS)
+    policies = sum(curve(shape, table).thresholds.size for shape in shapes)
     assert policies / (time.perf_counter() - start) > 100_000
 
 

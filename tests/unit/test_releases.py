@@ -118,7 +118,7 @@ def test_a_policy_certified_with_another_artifact_is_refused(
 def test_a_release_says_which_artifact_it_was_certified_with(
     settings: Settings, pair: Pair
 ) -> None:
-    """One of an earlier version names none."""
+    """One that names none was certified with the artifact that every bundle has."""
     assert "edge_artifact" not in pins(pair)
     assert create(settings, pair).edge_artifact == MODEL
     made = make_release(settings, pair.edge, pair.cloud, edge_artifact=MODEL_ANY)

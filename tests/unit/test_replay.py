@@ -13,7 +13,7 @@ import pytest
 from cluster.bundles import MODEL, MODEL_ANY
 from cluster.errors import BundleError, DataError
 from serve_app.contracts import Message, Prediction
-from serve_app.policy import SIGNALS, signals
+from serve_app.signals import SIGNALS, signals
 from tests.tables import toy_table
 from tune.replay import UNKNOWN, load_table, replay, save_table
 
@@ -43,7 +43,10 @@ class Echo:
     def _one(self, text: str) -> Prediction:
         label = "pos" if text.startswith("good") != self.flip else "neg"
         confidence = 0.5 + len(text) / 100
-        return Prediction(label, confidence, 2 * confidence - 1, 0.3, (confidence, 1 - confidence))
+        shares = (confidence, 1 - confidence)
+        return Prediction(
+            label, confidence, 2 * confidence - 1, 0.3, shares, 5 * confidence, 1 - confidence
+        )
 
 
 def test_the_columns_are_what_serving_computes() -> None:
@@ -53,6 +56,8 @@ def test_the_columns_are_what_serving_computes() -> None:
     for i, message in enumerate(MESSAGES):
         expected = signals(message, edge._one(message.text))
         assert {name: table.signals[name][i] for name in SIGNALS} == expected
+        assert table.signals["energy"][i] == 5 * table.signals["confidence"][i]
+        assert table.signals["distance"][i] == 1 - table.signals["confidence"][i]
     assert table.labels == ("neg", "pos")
     assert table.edge_label.tolist() == [1, 0, 0, 0]
     assert table.cloud_label.tolist() == [0, 1, 1, 1]

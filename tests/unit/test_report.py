@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from cluster.errors import DataError
 from serve_app.calibration import reliability
 from serve_app.cost import Prices
-from serve_app.policy import BASELINES, RouterPolicy
+from serve_app.policy import BASELINES, RouterPolicy, Rules
+from serve_app.scores import Logistic, MaxProbability, Weighted
 from tests.tables import toy_table
 from tune.objective import FrontPoint, evaluate
 from tune.replay import UNKNOWN
@@ -44,7 +45,7 @@ MEASURED = Measured(
 
 @pytest.fixture(scope="module")
 def front() -> list[FrontPoint]:
-    policy = RouterPolicy(name="found", weights={"confidence": 1.0}, threshold=0.9)
+    policy = RouterPolicy(name="found", score=Weighted(weights={"confidence": 1.0}), threshold=0.9)
     return [FrontPoint(policy=policy, outcome=evaluate(policy, TUNE, PRICES))]
 
 
@@ -104,7 +105,7 @@ def test_max_probability_is_compared_at_the_same_edge_share(selection: Selection
     rival = max_probability(selection.policy, TUNE, PRICES)
     ours = evaluate(selection.policy, TUNE, PRICES).edge_share
     assert evaluate(rival, TUNE, PRICES).edge_share == pytest.approx(ours, abs=1 / TUNE.rows)
-    assert rival.weights == {"confidence": 1.0}
+    assert rival.score == MaxProbability()
 
 
 def test_reliability_bins() -> None:
@@ -147,6 +148,35 @@ def test_files_hold_the_figures_and_the_page_needs_nothing_else(
     assert not re.search(r"@import|<script|<link|url\(", html)
     for picture in pictures.values():
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_tells_every_part_of_the_rule(report: Report) -> None:
+    policy = RouterPolicy(
+        name="strict",
+        score=Logistic(weights={"log_odds": 2.5}, intercept=-0.5, classes={"<neutral>": 1.0}),
+        threshold=0.25,
+        class_margins={"positive": 0.125},
+        rules=Rules(
+            never_escalate=("negative",),
+            always_escalate=("<neutral>",),
+            escalation_words=True,
+            max_distance=1.5,
+            max_words=40,
+        ),
+    )
+    html = render_html(report.model_copy(update={"policy": policy}), {})
+    for said in (
+        "-0.5 + 2.5 \u00d7 log_odds + an offset of the predicted class",
+        "is at least 0.25",
+        "positive +0.125",
+        "Never escalated: negative.",
+        "Always escalated: &lt;neutral&gt;.",
+        "a distance above 1.5",
+        "messages with escalation words",
+        "more than 40 words",
+    ):
+        assert said in html
+    assert "Never escalated" not in render_html(report, {})
 
 
 def test_names_from_outside_are_escaped(report: Report) -> None:

@@ -15,14 +15,17 @@ from cluster.errors import AuditError, ModelOutputError
 from serve_app.contracts import Message, Prediction, Route, RouteReason
 from serve_app.cost import Prices
 from serve_app.gather import Outcome, OverloadedError
-from serve_app.policy import RouterPolicy, random_signal
+from serve_app.policy import RANDOM, RouterPolicy, Rules
 from serve_app.router import Answered, Answerer, EmptyTextsError, ServedRelease, UnansweredError
+from serve_app.scores import Logistic, MaxProbability, Weighted
+from serve_app.signals import log_odds, random_signal
 from serve_app.text import prepare
 
 pytestmark = pytest.mark.anyio
 
 LABELS = ("no", "yes")
 PRICES = Prices()
+POLICY = RouterPolicy(name="test", score=Weighted(weights={"confidence": 1.0}), threshold=0.9)
 SURE = Prediction("yes", 0.95, 0.9, 0.1, (0.05, 0.95))
 UNSURE = Prediction("no", 0.6, 0.2, 0.9, (0.6, 0.4))
 CLOUD = Prediction("yes", 0.99, 0.98, 0.01, (0.01, 0.99))
@@ -92,10 +95,12 @@ Make = Callable[..., Rig]
 @pytest.fixture
 def make(pool: ThreadPoolExecutor) -> Make:
     def _make(
-        edge: Outcome = SURE, cloud: Outcome = CLOUD, prepare: Callable[[str], Message] = prepare
+        edge: Outcome = SURE,
+        cloud: Outcome = CLOUD,
+        prepare: Callable[[str], Message] = prepare,
+        policy: RouterPolicy = POLICY,
     ) -> Rig:
         tiers, log, ids = (FakeTier(edge), FakeTier(cloud)), FakeLog(), itertools.count()
-        policy = RouterPolicy(name="test", weights={"confidence": 1.0}, threshold=0.9)
         release = ServedRelease("r-1", "r-1", policy, PRICES, LABELS, *tiers)
         ticks = itertools.count()
         answerer = Answerer(
@@ -243,6 +248,13 @@ async def test_nothing_in_the_record_tells_the_text_without_the_key(make: Make) 
     assert str(random_signal("a secret word")) not in rig.log.records[0].to_json()
 
 
+async def test_a_rule_that_weighs_the_die_has_it_in_the_record(make: Make) -> None:
+    """Else nobody could replay it."""
+    rig = make(policy=RANDOM)
+    await rig.one("a secret word")
+    assert rig.log.records[0].signals["random"] == random_signal("a secret word")
+
+
 async def test_route_only_decides_without_paying_or_recording(make: Make) -> None:
     rig = make(edge=UNSURE)
     preview = await rig.one("hello", route_only=True)
@@ -273,6 +285,33 @@ async def test_explain_adds_up(make: Make) -> None:
         Route.CLOUD,
         PRICES.edge_usd + PRICES.cloud_usd,
     )
+
+
+async def test_explain_names_the_parts_of_a_learned_score_and_of_its_class(make: Make) -> None:
+    policy = RouterPolicy(
+        name="learned",
+        score=Logistic(weights={"log_odds": 1.0}, intercept=-2.0, classes={"yes": 0.5, "no": 9.0}),
+        threshold=0.0,
+        class_margins={"yes": 0.25},
+    )
+    explanation = (await make(policy=policy).one("hello", explain=True)).explanation
+    assert explanation is not None
+    assert explanation.decision is not None
+    parts = explanation.breakdown
+    assert parts == {
+        "intercept": -2.0, "class": 0.5, "log_odds": log_odds(0.95), "class_margin": -0.25,
+    }  # fmt: skip
+    assert math.isclose(sum(parts.values()), explanation.decision.trust)
+
+
+async def test_a_rule_that_fires_is_the_reason(make: Make) -> None:
+    policy = RouterPolicy(
+        name="strict", score=MaxProbability(), threshold=0.9, rules=Rules(escalation_words=True)
+    )
+    rig = make(policy=policy)
+    answer = await rig.one("I will ask my lawyer")
+    assert (answer.route, answer.reason) == (Route.CLOUD, RouteReason.ESCALATION_WORDS)
+    assert rig.log.records[0].reason == "escalation_words"
 
 
 @pytest.mark.parametrize("blank", ["", "   ", "\u200b\u200e", "\ud800"])
@@ -316,9 +355,8 @@ def test_whatever_fails_a_pinned_message_stays_and_answers_are_all_or_none(
         texts = [f"{'pin' if pinned else 'free'}{index}" for index, (pinned, *_) in enumerate(rows)]
         edge.special = {text: row[1] for text, row in zip(texts, rows, strict=True)}
         cloud.special = {text: row[2] for text, row in zip(texts, rows, strict=True)}
-        policy = RouterPolicy(name="test", weights={"confidence": 1.0}, threshold=0.9)
         answerer = Answerer(
-            ServedRelease("r-1", "r-1", policy, PRICES, LABELS, edge, cloud),
+            ServedRelease("r-1", "r-1", POLICY, PRICES, LABELS, edge, cloud),
             audit=log,
             emitter=log,
             hash_text=str,

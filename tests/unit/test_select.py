@@ -10,19 +10,20 @@ from cluster.bundles import MODEL_ANY
 from cluster.errors import CertifyError
 from serve_app.cost import Prices
 from serve_app.policy import RouterPolicy
+from serve_app.scores import Weighted
 from tests.tables import toy_table
 from tune.certify import allowed_failures, certify, policy_sha256
-from tune.objective import FrontPoint, curve, evaluate
+from tune.objective import FrontPoint, Shape, curve, evaluate
 from tune.replay import Table
 from tune.select import MAX_STEPS, select
 
 NOW = "2026-01-01T00:00:00+00:00"
-GOOD = {"confidence": 1.0}
-USELESS = {"length": 1.0}
+GOOD = Weighted(weights={"confidence": 1.0})
+USELESS = Weighted(weights={"length": 1.0})
 
 
-def point(weights: dict[str, float], table: Table, floor: float = 0.0) -> FrontPoint:
-    policy = RouterPolicy(name="found", weights=weights, threshold=0.5, min_confidence=floor)
+def point(score: Weighted, table: Table, floor: float = 0.0) -> FrontPoint:
+    policy = RouterPolicy(name="found", score=score, threshold=0.5, min_confidence=floor)
     return FrontPoint(policy=policy, outcome=evaluate(policy, table, Prices()))
 
 
@@ -36,12 +37,10 @@ def certify_on() -> Table:
     return toy_table(1500, seed=2, split="certify")
 
 
-def test_the_weights_that_keep_most_at_the_edge_are_certified(
-    tune: Table, certify_on: Table
-) -> None:
+def test_the_shape_that_keeps_most_at_the_edge_is_certified(tune: Table, certify_on: Table) -> None:
     candidates = [point(USELESS, tune), point(GOOD, tune), point(GOOD, tune, 0.9)]
     found = select(candidates, tune, certify_on, 0.08, 0.95, NOW)
-    assert found.policy.weights == GOOD
+    assert found.policy.score == GOOD
     assert found.sequence.candidates == 3
     assert found.certificate.policy_sha256 == policy_sha256(found.policy)
     assert found.certificate.upper_bound <= 0.08
@@ -79,13 +78,13 @@ def test_thresholds_come_from_tune_alone(tune: Table, certify_on: Table) -> None
     ours = select([point(GOOD, tune)], tune, certify_on, 0.08, 0.95, NOW)
     theirs = select([point(GOOD, tune)], tune, other, 0.08, 0.95, NOW)
     assert ours.sequence == theirs.sequence
-    assert ours.policy.threshold in curve(GOOD, 0.0, tune).thresholds
+    assert ours.policy.threshold in curve(Shape(score=GOOD), tune).thresholds
 
 
 def test_the_aim_is_what_the_certificate_can_afford(tune: Table, certify_on: Table) -> None:
     found = select([point(GOOD, tune)], tune, certify_on, 0.05, 0.95, NOW)
     assert found.sequence.tune_risk_aimed_at == allowed_failures(1500, 0.05, 0.95) / 1500 < 0.05
-    kept = curve(GOOD, 0.0, tune)
+    kept = curve(Shape(score=GOOD), tune)
     within = kept.edge_share[kept.risk <= found.sequence.tune_risk_aimed_at]
     assert found.sequence.tune_edge_share == within.max()
 
@@ -136,7 +135,7 @@ def test_pinned_messages_alone_can_make_a_risk_impossible(tune: Table) -> None:
 
 
 def test_the_first_of_equals_is_taken(tune: Table, certify_on: Table) -> None:
-    twice = {"confidence": 0.5}
+    twice = Weighted(weights={"confidence": 0.5})
     found = select([point(GOOD, tune), point(twice, tune)], tune, certify_on, 0.08, 0.95, NOW)
-    assert found.policy.weights == GOOD
+    assert found.policy.score == GOOD
     assert np.isfinite(found.policy.threshold)

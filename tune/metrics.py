@@ -1,0 +1,146 @@
+"""Metrics of routing by their names in the literature; pure.
+
+In: columns over the same rows: a score (high: the edge can be trusted) and what each model did.
+Out: one number, or a curve. O(n log n): one sort and cumulative sums.
+
+Rows of equal score cannot be told apart by a threshold. Areas take the mean over every order of
+them; coverages and call shares count only what a threshold can do. A message that must stay at the
+edge whatever its score has the score +inf.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+
+class GapCurve(NamedTuple):
+    """Of every threshold, from all at the edge to all in the cloud.
+
+    `recovered` is the performance gap recovered (PGR): 0 is the edge's accuracy, 1 the cloud's. A
+    cascade that is right more often than the cloud lies above 1.
+    """
+
+    cloud_share: Floats
+    recovered: Floats
+
+
+def aurc(score: Floats, failed: Bools) -> float:
+    """Area under the risk-coverage curve: selective risk, averaged over the coverages 1/n ... 1.
+
+    Selective risk is the share of failures among the messages kept. Geifman and El-Yaniv 2017,
+    "Selective classification for deep neural networks" (the curve); Geifman, Uziel and El-Yaniv
+    2019, "Bias-reduced uncertainty estimation for deep neural classifiers" (the area).
+    """
+    order, ends = _runs(-score, failed)
+    expected = _spread(failed[order].astype(np.float64), ends)
+    return float((np.cumsum(expected) / np.arange(1, score.size + 1)).mean())
+
+
+def excess_aurc(score: Floats, failed: Bools) -> float:
+    """AURC beyond that of the best order there is, in which all failures come last; 0 is perfect.
+
+    E-AURC of Geifman, Uziel and El-Yaniv 2019, with the best area counted, not approximated.
+    """
+    return aurc(score, failed) - aurc(-failed.astype(np.float64), failed)
+
+
+def auroc(score: Floats, agrees: Bools) -> float | None:
+    """Chance that a message on which the edge agrees has the higher score; ties count half.
+
+    None if all rows agree or none does: there is no pair to compare.
+    """
+    order, ends = _runs(score, agrees)
+    agreeing = int(agrees.sum())
+    others = score.size - agreeing
+    if not agreeing or not others:
+        return None
+    rank = _spread(np.arange(1, score.size + 1, dtype=np.float64), ends)
+    below = rank[agrees[order]].sum() - agreeing * (agreeing + 1) / 2
+    return float(below / (agreeing * others))
+
+
+def hindsight_coverage(score: Floats, differs: Bools, risk: float) -> float:
+    """The most that any threshold keeps at the edge with a risk of at most `risk` on these rows.
+
+    Risk is the share of all messages answered at the edge otherwise than by the cloud. The
+    threshold has seen the answers: an upper bound for a rule that has not.
+    """
+    kept, failures = _thresholds(score, differs)
+    return float(kept[failures / score.size <= risk].max() / score.size)
+
+
+def hindsight_coverage_at_agreement(score: Floats, differs: Bools, agreement: float) -> float:
+    """The same for the agreement among the messages kept: at least `agreement`, 1 of none kept."""
+    kept, failures = _thresholds(score, differs)
+    agreed = np.append(1.0, (kept[1:] - failures[1:]) / kept[1:])
+    return float(kept[agreed >= agreement].max() / score.size)
+
+
+def gap_curve(score: Floats, edge_right: Bools, cloud_right: Bools) -> GapCurve | None:
+    """PGR at the cloud share of every threshold; Ong et al. 2024, "RouteLLM", arXiv:2406.18665.
+
+    PGR = (accuracy - edge's) / (cloud's - edge's). None if the cloud is right no more often than
+    the edge: there is no gap to recover. Rows without a true label are right nowhere, and so count
+    as calls only.
+    """
+    gain = cloud_right.astype(np.int64) - edge_right
+    gap = int(gain.sum())
+    order, ends = _runs(score, gain)
+    if gap <= 0:
+        return None
+    recovered = np.append(0, np.cumsum(gain[order])[ends]) / gap
+    return GapCurve(np.append(0, ends + 1) / score.size, recovered)
+
+
+def apgr(score: Floats, edge_right: Bools, cloud_right: Bools) -> float | None:
+    """Average performance gap recovered: PGR, averaged over all cloud shares; a random router: 0.5.
+
+    RouteLLM approximates the mean by ten shares; here it is exact. None: see `gap_curve`.
+    """
+    found = gap_curve(score, edge_right, cloud_right)
+    return None if found is None else float(np.trapezoid(found.recovered, found.cloud_share))
+
+
+def cpt(score: Floats, edge_right: Bools, cloud_right: Bools, gap: float) -> float | None:
+    """Call-performance threshold: the smallest cloud share with a PGR of at least `gap`.
+
+    RouteLLM's CPT(50%) is `gap=0.5`; a price list makes a cost per message of the share. None: see
+    `gap_curve`. Raises ValueError for a `gap` outside 0 ... 1, which need not be reached.
+    """
+    if not 0 <= gap <= 1:
+        raise ValueError(f"The share of the gap is {gap}; it must lie between 0 and 1.")
+    found = gap_curve(score, edge_right, cloud_right)
+    return None if found is None else float(found.cloud_share[np.argmax(found.recovered >= gap)])
+
+
+def _thresholds(score: Floats, failed: Bools) -> tuple[Ints, Ints]:
+    """Rows kept and failures among them at every threshold, the one that keeps nothing first."""
+    order, ends = _runs(-score, failed)
+    return np.append(0, ends + 1), np.append(0, np.cumsum(failed[order].astype(np.int64))[ends])
+
+
+def _runs(key: Floats, column: npt.NDArray[Any]) -> tuple[Ints, Ints]:
+    """The order that sorts by key, and where in it each run of equal keys ends.
+
+    Raises ValueError for columns of no or different rows, and for NaN, which has no place.
+    """
+    if key.ndim != 1 or key.shape != column.shape or not key.size or np.isnan(key).any():
+        raise ValueError(
+            f"A score and columns of the same rows are needed, some at least and none of them NaN; "
+            f"got the shapes {key.shape} and {column.shape}."
+        )
+    order = np.argsort(key, kind="stable")
+    rising = key[order]
+    return order, np.flatnonzero(np.append(rising[1:] != rising[:-1], True))
+
+
+def _spread(values: Floats, ends: Ints) -> Floats:
+    """Sorted values, each replaced by the mean of its run."""
+    sizes = np.diff(ends, prepend=-1)
+    sums = np.diff(np.cumsum(values)[ends], prepend=0.0)
+    return np.repeat(sums / sizes, sizes)
