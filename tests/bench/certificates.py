@@ -7,12 +7,13 @@ samples of n rows are drawn with replacement; on each the thresholds are tested 
 last that passes is certified. A promise is broken if the population's figure at that threshold is
 the target or worse. Naive tuning takes, of the same thresholds on the same rows, the one of largest
 coverage whose observed figure is within the target. A sample on which nothing can be certified
-breaks no promise; the notes say how many those were, and what coverage the rest kept.
+breaks no promise and covers nothing; the notes say how many those were, and the mean coverage.
 """
 
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -21,42 +22,61 @@ import numpy as np
 from scipy import stats
 
 from tests.bench.rows import Row, publish, row
-from tune.bounds import allowed_failures, level, loss_p_value, paired_losses
+from tune.bounds import allowed_failures, allowed_losses, level
 from tune.replay import Bools, Floats, Ints, Table, load_table
 
 DRAWS: Final = 1000
 ROWS: Final = (300, 1000, 3000)
 RISKS: Final = (0.01, 0.05)
+LOSS: Final = 0.01  # most populations cannot lose 5%, and nothing could be broken
 CONFIDENCE: Final = 0.95
 THRESHOLDS: Final = 300
-# A bet is made row by row at each threshold, so the accuracy lost is tested on fewer of both.
-LOSS: Final = 0.01
-LOSS_ROWS: Final = (1000, 3000)
-LOSS_THRESHOLDS: Final = 30
 _SYNTHETIC: Final = 200_000  # rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """All messages there are. `loss` is 1, -1 or 0 if kept; None without human labels."""
+    """All messages there are. `loses` and `gains`: only the cloud is right, only the edge is."""
 
     name: str
     score: Floats
     pinned: Bools
     differs: Bools
-    loss: Ints | None
+    loses: Bools
+    gains: Bools
 
     @property
     def rows(self) -> int:
         return int(self.score.size)
 
-    def places(self, thresholds: int) -> Ints:
-        """Of each row, the first of so many thresholds, at even steps of coverage, that keeps it.
+    @cached_property
+    def place(self) -> Ints:
+        """Of each row, the first threshold that keeps it; they stand at even steps of coverage.
 
         A pinned row is kept at every one of them.
         """
-        cuts = np.quantile(self.score, 1.0 - np.arange(1, thresholds + 1) / thresholds)
+        cuts = np.quantile(self.score, 1.0 - np.arange(1, THRESHOLDS + 1) / THRESHOLDS)
         return np.where(self.pinned, 0, np.searchsorted(-cuts, -self.score))
+
+    @cached_property
+    def coverage(self) -> Floats:
+        return self.reached(np.ones(self.rows, np.bool_))
+
+    def reached(self, of: Bools) -> Floats:
+        """Of each threshold: the share of all rows that are kept and true in a column."""
+        counts = np.bincount(self.place[of], minlength=THRESHOLDS + 1)[:-1]
+        return np.asarray(counts.cumsum() / self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Counts among `rows` rows, of each draw and threshold."""
+
+    rows: int
+    kept: Ints
+    failures: Ints
+    losses: Ints
+    gains: Ints
 
 
 @dataclass(frozen=True)
@@ -82,20 +102,20 @@ def synthetic(rows: int = _SYNTHETIC, seed: int = 0) -> Population:
         score=1.0 - doubt,
         pinned=np.zeros(rows, np.bool_),
         differs=differs,
-        loss=paired_losses(differs, right == "edge", right == "cloud"),
+        loses=differs & (right == "cloud"),
+        gains=differs & (right == "edge"),
     )
 
 
 def of_table(table: Table) -> Population:
     """A replayed split by maximum probability, as if its rows were all messages."""
-    labelled = bool(table.known.all())
-    every = np.ones(table.rows, np.bool_)
     return Population(
         name=table.split,
         score=table.signals["confidence"],
         pinned=table.pinned,
         differs=table.differs,
-        loss=paired_losses(every, table.edge_right, table.cloud_right) if labelled else None,
+        loses=table.cloud_right & ~table.edge_right,
+        gains=table.edge_right & ~table.cloud_right,
     )
 
 
@@ -121,103 +141,81 @@ def measure(
 def _tallies(
     population: Population, dice: np.random.Generator, draws: int
 ) -> Iterator[tuple[str, Tally]]:
-    place = population.places(THRESHOLDS)
     for target, n in product(RISKS, ROWS):
-        counts = _counts(population, place, n, dice, draws)
-        yield f"risk {target:.0%}, n = {n:,}", _risk(population, place, counts, n, target)
+        sample = _draw(population, n, dice, draws)
+        yield f"risk {target:.0%}, n = {n:,}", _risk(population, sample, target)
         # Few rows prove nothing of themselves: the order starts where other rows prove most.
-        other = _counts(population, place, n, dice, 1)
-        first = int(np.argmin(_agreement_p_values(*other, target)))
-        tally = _agreement(population, place, counts, first, target)
+        other = _draw(population, n, dice, 1)
+        first = int(np.argmin(_agreement_p_values(other, target)))
+        tally = _agreement(population, sample, first, target)
         yield f"disagreement {target:.0%} of kept, n = {n:,}", tally
-    if population.loss is not None:
-        place = population.places(LOSS_THRESHOLDS)
-        coverage = _reached(place, LOSS_THRESHOLDS)
-        lost = _reached(place, LOSS_THRESHOLDS, population.loss)
-        for n in LOSS_ROWS:
-            tests = _loss_tests(place, population.loss, n, dice, draws)
-            yield f"accuracy lost {LOSS:.0%}, n = {n:,}", _tally(*tests, lost, coverage, LOSS)
+        if target == LOSS and population.loses.any():
+            yield f"accuracy lost {target:.0%}, n = {n:,}", _loss(population, sample, target)
 
 
-def _risk(
-    population: Population, place: Ints, counts: tuple[Ints, Ints], n: int, target: float
-) -> Tally:
-    _, failures = counts
-    passed = failures <= allowed_failures(n, target, CONFIDENCE)
-    truth = _reached(place, THRESHOLDS, population.differs)
-    return _tally(passed, failures <= target * n, truth, _reached(place, THRESHOLDS), target)
-
-
-def _agreement(
-    population: Population, place: Ints, counts: tuple[Ints, Ints], first: int, target: float
-) -> Tally:
-    kept, failures = counts
-    coverage = _reached(place, THRESHOLDS)
-    risk = _reached(place, THRESHOLDS, population.differs)
-    truth = np.divide(risk, coverage, out=np.zeros_like(risk), where=coverage > 0)
-    passed = np.asarray(_agreement_p_values(kept, failures, target) <= level(CONFIDENCE))
-    passed[:, :first] = passed[:, first : first + 1]
-    return _tally(passed, failures <= target * kept, truth, coverage, target)
-
-
-def _agreement_p_values(kept: Ints, failures: Ints, target: float) -> Floats:
-    """`tune.bounds.agreement_p_value` of every draw and threshold."""
-    return np.asarray(stats.binom.cdf(failures, kept, target), np.float64)
-
-
-def _reached(place: Ints, thresholds: int, of: Bools | Ints | None = None) -> Floats:
-    """Of each threshold: the sum of a column over the rows that it keeps, over all rows."""
-    sums = np.bincount(place, of, thresholds + 1)[:-1]
-    return np.asarray(sums.cumsum() / place.size, np.float64)
-
-
-def _counts(
-    population: Population, place: Ints, n: int, dice: np.random.Generator, draws: int
-) -> tuple[Ints, Ints]:
-    """(rows kept, failures among them), of each draw and threshold."""
+def _draw(population: Population, n: int, dice: np.random.Generator, draws: int) -> Sample:
     rows = dice.integers(0, population.rows, (draws, n))
     width = THRESHOLDS + 1
-    cells = place[rows] + width * np.arange(draws)[:, None]
+    cells = population.place[rows] + width * np.arange(draws)[:, None]
 
     def up_to(cells: Ints) -> Ints:
         counts = np.bincount(cells.ravel(), minlength=draws * width).reshape(draws, width)
         return np.asarray(counts[:, :-1].cumsum(axis=1))
 
-    return up_to(cells), up_to(cells[population.differs[rows]])
+    return Sample(
+        rows=n,
+        kept=up_to(cells),
+        failures=up_to(cells[population.differs[rows]]),
+        losses=up_to(cells[population.loses[rows]]),
+        gains=up_to(cells[population.gains[rows]]),
+    )
 
 
-def _loss_tests(
-    place: Ints, loss: Ints, n: int, dice: np.random.Generator, draws: int
-) -> tuple[Bools, Bools]:
-    """(passed, observed within the target), of each draw and threshold."""
-    rows = dice.integers(0, place.size, (draws, n))
-    place, loss = place[rows], loss[rows]
-    passed = np.zeros((draws, LOSS_THRESHOLDS), np.bool_)
-    within = np.zeros_like(passed)
-    going = np.arange(draws)
-    for step in range(LOSS_THRESHOLDS):
-        lost = np.where(place <= step, loss, 0)
-        within[:, step] = lost.mean(axis=1) <= LOSS
-        # What comes after a failure is never looked at.
-        going = going[loss_p_value(lost[going], LOSS, CONFIDENCE) <= level(CONFIDENCE)]
-        passed[going, step] = True
-    return passed, within
+def _risk(population: Population, sample: Sample, target: float) -> Tally:
+    passed = sample.failures <= allowed_failures(sample.rows, target, CONFIDENCE)
+    within = sample.failures <= target * sample.rows
+    return _tally(population, passed, within, population.reached(population.differs), target)
 
 
-def _tally(passed: Bools, within: Bools, truth: Floats, coverage: Floats, target: float) -> Tally:
+def _agreement(population: Population, sample: Sample, first: int, target: float) -> Tally:
+    passed = np.asarray(_agreement_p_values(sample, target) <= level(CONFIDENCE))
+    passed[:, :first] = passed[:, first : first + 1]
+    risk, coverage = population.reached(population.differs), population.coverage
+    truth = np.divide(risk, coverage, out=np.zeros_like(risk), where=coverage > 0)
+    return _tally(population, passed, sample.failures <= target * sample.kept, truth, target)
+
+
+def _agreement_p_values(sample: Sample, target: float) -> Floats:
+    """`tune.bounds.agreement_p_value` of every draw and threshold."""
+    return np.asarray(stats.binom.cdf(sample.failures, sample.kept, target), np.float64)
+
+
+def _loss(population: Population, sample: Sample, target: float) -> Tally:
+    allowed = np.array([
+        allowed_losses(gains, sample.rows, target, CONFIDENCE)
+        for gains in range(int(sample.gains.max()) + 1)
+    ])  # fmt: skip
+    within = sample.losses - sample.gains <= target * sample.rows
+    truth = population.reached(population.loses) - population.reached(population.gains)
+    return _tally(population, sample.losses <= allowed[sample.gains], within, truth, target)
+
+
+def _tally(
+    population: Population, passed: Bools, within: Bools, truth: Floats, target: float
+) -> Tally:
     """Chooses a threshold per draw, ours by fixed-sequence testing, and looks up the truth."""
     ours = np.logical_and.accumulate(passed, axis=1).sum(axis=1) - 1
     last = truth.size - 1
     naive = np.where(within.any(axis=1), last - within[:, ::-1].argmax(axis=1), -1)
     # One entry more, which the index -1 stands for: nothing was named.
-    bad, reach = np.append(truth >= target, False), np.append(coverage, 0.0)
+    bad, reach = np.append(truth >= target, False), np.append(population.coverage, 0.0)
     return Tally(
         broken=int(bad[ours].sum()),
         refused=int((ours < 0).sum()),
         coverage=float(reach[ours].mean()),
         naive_broken=int(bad[naive].sum()),
         naive_coverage=float(reach[naive].mean()),
-        hindsight_coverage=float(coverage[truth < target].max(initial=0.0)),
+        hindsight_coverage=float(population.coverage[truth < target].max(initial=0.0)),
     )
 
 
