@@ -5,7 +5,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-long lint chromium bench-edge bench-dapt bench-train clean
+.PHONY: setup demo test test-long lint chromium bench-edge bench-dapt bench-train bench-router \
+  bench-certificates clean
 
 setup: $(READY)
 
@@ -48,6 +49,12 @@ bench-dapt: setup
 
 bench-train: setup
 	$(BIN)/python -m tests.bench.train $(GIVEN)
+
+bench-router: setup
+	$(BIN)/python -m tests.bench.router $(GIVEN) $(if $(TEST),--test $(TEST)) $(if $(NAME),--name $(NAME))
+
+bench-certificates: setup
+	$(BIN)/python -m tests.bench.certificates
 
 clean:
 	rm -rf $(VENV) .firstline/demo

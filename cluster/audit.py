@@ -67,7 +67,12 @@ _BLOCK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One answer. `route` and `reason` are the values of serve_app's enums."""
+    """One answer. `route` and `reason` are the values of serve_app's enums.
+
+    `label` is what went out, `edge_label` what the edge said, None if it failed. `propensity` is
+    the chance with which the rule that ran takes the route that was taken: below 1 only where the
+    service explores.
+    """
 
     id: str
     time_s: float
@@ -75,10 +80,12 @@ class AuditRecord:
     route: str
     reason: str
     label: str
+    edge_label: str | None
     confidence: float
     signals: Mapping[str, float]
     trust: float
     threshold: float
+    propensity: float
     release: str
     cost_usd: float
     latency_ms: float
@@ -134,6 +141,10 @@ def _text(value: Any) -> str:
     return value
 
 
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise TypeError(f"{value!r} is no number")
@@ -144,6 +155,13 @@ def _time(value: Any) -> float:
     number = _number(value)
     if not math.isfinite(number):
         raise ValueError(f"{value!r} is no time")
+    return number
+
+
+def _chance(value: Any) -> float:
+    number = _number(value)
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"{value!r} is no chance of something that happened")
     return number
 
 
@@ -164,10 +182,12 @@ _ANSWER_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "route": _text,
     "reason": _text,
     "label": _text,
+    "edge_label": _text_or_none,
     "confidence": _number,
     "signals": _numbers,
     "trust": _number,
     "threshold": _number,
+    "propensity": _chance,
     "release": _text,
     "cost_usd": _number,
     "latency_ms": _number,
@@ -493,6 +513,31 @@ def read(
                     yield record
 
 
+_UNITS_S: Final = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
+_AGE: Final = re.compile(r"([0-9]{1,6})([mhdw])")
+
+
+def parse_since(text: str, now_s: float) -> float:
+    """`90m`, `24h`, `7d`, `2w`, or an ISO date or time (UTC if it names no zone) -> a `since_s`.
+
+    Raises:
+        ConfigError: it is none of these, or lies in the future.
+    """
+    if age := _AGE.fullmatch(text.strip()):
+        return now_s - int(age[1]) * _UNITS_S[age[2]]
+    try:
+        day = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is no time to begin at. Give an age such as 90m, 24h, 7d or 2w, or a date "
+            "such as 2026-11-21 or 2026-11-21T08:00."
+        ) from None
+    since_s = (day if day.tzinfo else day.replace(tzinfo=UTC)).timestamp()
+    if since_s > now_s:
+        raise ConfigError(f"{text!r} lies in the future; the log has nothing from then.")
+    return since_s
+
+
 def _open_day(
     folder: Path, day: str, last: int | None, report: ReadReport, stack: ExitStack
 ) -> list[Iterator[Record]]:
@@ -694,8 +739,10 @@ def _schema(sources: Sequence[Sequence[str]]) -> Any:
 
     kinds: dict[Any, Any] = {
         _text: pa.string(),
+        _text_or_none: pa.string(),
         _time: pa.float64(),
         _number: pa.float64(),
+        _chance: pa.float64(),
         _numbers: pa.map_(pa.string(), pa.float64()),
         _flag: pa.bool_(),
     }

@@ -58,6 +58,8 @@ class GoldenRow(_Frozen):
     text: str = Field(repr=False)
     label: str
     probabilities: tuple[float, ...]
+    energy: float
+    distance: float
 
 
 class Artifact(_Frozen):
@@ -158,9 +160,19 @@ class ModelBundle:
         raise BundleError(f"The bundle {self.path} has no artifact {model}; it has {has}.")
 
     def golden(self, model: str = MODEL) -> list[GoldenRow]:
-        """What one of its model files said where it was made."""
-        rows = read_json(self.path / self.named(model).golden)
-        return [GoldenRow.model_validate(row) for row in rows]
+        """What one of its model files said where it was made.
+
+        Raises:
+            BundleError: its rows are those of another version.
+        """
+        file = self.path / self.named(model).golden
+        try:
+            return [GoldenRow.model_validate(row) for row in read_json(file)]
+        except ValidationError as error:
+            raise BundleError(
+                f"{file} does not hold the golden messages of this version: {error}\nMake the "
+                "bundle again with `firstline train`."
+            ) from None
 
 
 def write_bundle(

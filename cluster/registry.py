@@ -6,6 +6,8 @@ alias, which is one write; where to roll back to is noted on the new champion be
 moves, so a crash in between changes nothing.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +33,7 @@ class Registered:
     version: str
     edge_sha256: str
     cloud_sha256: str
-    risk: float
+    promises: dict[str, float]
     confidence: float
     created_at: str
     champion: bool
@@ -114,10 +116,15 @@ def register_release(settings: Settings, release: Release) -> None:
         "firstline.id": release.id,
         "firstline.edge": release.manifest.edge_sha256,
         "firstline.cloud": release.manifest.cloud_sha256,
-        "firstline.risk": str(certificate["risk"]),
+        "firstline.promises": json.dumps(_promised(certificate)),
         "firstline.confidence": str(certificate["confidence"]),
         "firstline.created_at": release.manifest.created_at,
     })  # fmt: skip
+
+
+def _promised(certificate: Mapping[str, Any]) -> dict[str, float]:
+    """What is guaranteed: the limit of each promise."""
+    return {name: promise["limit"] for name, promise in certificate["promises"].items()}
 
 
 def list_registered(settings: Settings) -> list[Registered]:
@@ -131,7 +138,7 @@ def list_registered(settings: Settings) -> list[Registered]:
             version=str(item.version),
             edge_sha256=item.tags["firstline.edge"],
             cloud_sha256=item.tags["firstline.cloud"],
-            risk=float(item.tags["firstline.risk"]),
+            promises=json.loads(item.tags["firstline.promises"]),
             confidence=float(item.tags["firstline.confidence"]),
             created_at=item.tags["firstline.created_at"],
             champion=str(item.version) == now,

@@ -21,8 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import AuditError, ServiceError
 from serve_app.contracts import Route, RouteReason
+from serve_app.explain import Explanation
 from serve_app.gather import OverloadedError
-from serve_app.router import Answered, EmptyTextsError, Explanation, UnansweredError
+from serve_app.router import Answered, EmptyTextsError, UnansweredError
 
 log = logging.getLogger(__name__)
 
@@ -49,25 +50,17 @@ class ClassifyIn(_Model):
         description="each with at least one visible character",
         examples=[["Where is my order?"]],
     )
-    explain: bool = Field(False, strict=True, description="say why, and what else it would cost")
+    explain: bool = Field(
+        False,
+        strict=True,
+        description="say why, with both costs and the nearest certified thresholds",
+    )
     route_only: bool = Field(
         False,
         strict=True,
         description="a preview of the route: the edge runs, the cloud is not paid, the label is "
-        "null; neither audited nor counted",
+        "null, and nothing but the route depends on it; neither audited nor counted",
     )
-
-
-class ExplanationOut(_Model):
-    probabilities: dict[str, float] = Field(description="of the model that answered")
-    signals: dict[str, float] = Field(description="what the rule saw; empty: the edge failed")
-    breakdown: dict[str, float] = Field(description="what each part added; they sum to `trust`")
-    trust: float | None
-    threshold: float | None = Field(description="the edge is trusted from here on")
-    min_confidence: float
-    pii: list[str] = Field(description="kinds of personal data found and masked")
-    other_route: Route
-    other_cost_usd: float = Field(description="what that route would have cost")
 
 
 class AnswerOut(_Model):
@@ -80,7 +73,7 @@ class AnswerOut(_Model):
     latency_ms: float = Field(description="until this text's answer was known to the router")
     release: str
     degraded: bool = Field(description="the cloud should have answered, and could not")
-    explanation: ExplanationOut | None = Field(None, description="absent unless asked for")
+    explanation: Explanation | None = Field(None, description="absent unless asked for")
 
 
 class ClassifyOut(_Model):
@@ -352,21 +345,6 @@ async def _buffered(scope: Scope, counted: Receive, receive: Receive) -> Receive
 # ---- the routes ---------------------------------------------------------------------------------
 
 
-def _explanation(made: Explanation) -> dict[str, Any]:
-    decision = made.decision
-    return ExplanationOut(
-        probabilities=dict(made.probabilities),
-        signals=dict(decision.signals) if decision else {},
-        breakdown=dict(made.breakdown),
-        trust=decision.trust if decision else None,
-        threshold=decision.threshold if decision else None,
-        min_confidence=made.min_confidence,
-        pii=list(made.pii),
-        other_route=made.other_route,
-        other_cost_usd=made.other_cost_usd,
-    ).model_dump(mode="json")
-
-
 def answer_json(answered: Answered) -> dict[str, Any]:
     """AnswerOut as plain JSON, without the cost of validating what we made ourselves."""
     value: dict[str, Any] = {
@@ -381,7 +359,7 @@ def answer_json(answered: Answered) -> dict[str, Any]:
         "degraded": answered.degraded,
     }
     if answered.explanation is not None:
-        value["explanation"] = _explanation(answered.explanation)
+        value["explanation"] = answered.explanation.model_dump(mode="json")
     return value
 
 

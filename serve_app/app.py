@@ -32,9 +32,10 @@ from serve_app.api import MAX_TEXTS, create_api
 from serve_app.contracts import Prediction
 from serve_app.cost import Prices
 from serve_app.emitter import MetricsEmitter, Send
+from serve_app.explain import Alternative, load_alternatives
 from serve_app.gather import Gatherer, OverloadedError
 from serve_app.monitor import get_or_create
-from serve_app.policy import RouterPolicy
+from serve_app.policy import RouterPolicy, policy_of
 from serve_app.router import Answered, Answerer, ServedRelease
 from serve_app.tiers import Tier
 
@@ -46,6 +47,7 @@ ROUTER_APP: Final = "firstline-router"
 ROUTER: Final = "router"
 CARD: Final = "card"
 LATEST: Final = "latest"
+MAX_EXPLORE_SHARE: Final = 0.5
 _CARD_WAIT_S: Final = 120.0
 _READY_WAIT_S: Final = 5.0
 _MONITOR_WAIT_S: Final = 5.0
@@ -111,6 +113,7 @@ class RouterArgs(_Model):
     home: Path | None = Field(None, description="empty: FIRSTLINE_HOME")
     replicas: int = Field(1, ge=1)
     cpus: float = Field(0.5, gt=0)
+    explore_share: float = Field(0.0, ge=0, le=MAX_EXPLORE_SHARE)
     edge: TierConfig = TierConfig()
     cloud: TierConfig = Field(default_factory=_cloud)
 
@@ -140,6 +143,12 @@ class ServeConfig(_Model):
     port: int = Field(8000, ge=1, le=65535)
     routers: int = Field(1, ge=1)
     router_cpus: float = Field(0.5, gt=0)
+    explore_share: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_EXPLORE_SHARE,
+        description="of the trusted messages, sent to the cloud all the same",
+    )
     edge: TierConfig = TierConfig()
     cloud: TierConfig = Field(default_factory=_cloud)
 
@@ -151,6 +160,7 @@ class ServeConfig(_Model):
             home=home,
             replicas=self.routers,
             cpus=self.router_cpus,
+            explore_share=self.explore_share,
             edge=self.edge,
             cloud=self.cloud,
         )
@@ -191,7 +201,15 @@ class Card:
 
 
 def describe(release: Release) -> dict[str, Any]:
-    """What a release's card says."""
+    """What a release's card says.
+
+    The policy is checked here and not in the router, so that a release that cannot be used fails
+    beside the one that answers.
+
+    Raises:
+        ReleaseError: the policy or the alternatives cannot be used.
+    """
+    policy_of(release)
     return {
         "id": release.id,
         "labels": list(release.manifest.labels),
@@ -202,6 +220,7 @@ def describe(release: Release) -> dict[str, Any]:
         "policy": dict(release.policy),
         "certificate": dict(release.certificate),
         "prices": dict(release.prices),
+        "alternatives": [item.model_dump() for item in load_alternatives(release.path)],
         "manifest": release.manifest.model_dump(mode="json"),
     }
 
@@ -391,6 +410,7 @@ class Router:
             clock=time.monotonic,
             now=time.time,
             pool=self._pool,
+            explore_share=self._args.explore_share,
         )
 
     def _served(self, name: str, card: Mapping[str, Any]) -> ServedRelease:
@@ -400,6 +420,7 @@ class Router:
             policy=RouterPolicy.model_validate(card["policy"]),
             prices=Prices.model_validate(card["prices"]),
             labels=tuple(card["labels"]),
+            alternatives=tuple(map(Alternative.model_validate, card["alternatives"])),
             edge=self._gatherer(name, "edge", card, self._args.edge),
             cloud=self._gatherer(name, "cloud", card, self._args.cloud),
             card=card,

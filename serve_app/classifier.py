@@ -28,7 +28,8 @@ MASK: Final = "attention_mask"
 _TYPES: Final = "token_type_ids"
 # An output that a model may have beside its logits, which come first (contracts.Prediction).
 DISTANCE: Final = "distance"
-# Kernels differ in the last bits between CPUs; a saturating int8 kernel differs by far more.
+# Kernels differ in the last bits between CPUs; a saturating int8 kernel differs by far more. Of
+# figures that are no share it is relative, from 1 upwards.
 GOLDEN_TOLERANCE: Final = 0.01
 
 
@@ -197,7 +198,13 @@ class OnnxClassifier:
     def golden_rows(self, texts: Sequence[str]) -> list[GoldenRow]:
         """What this model says to a few texts, to be kept in its bundle."""
         return [
-            GoldenRow(text=text, label=made.label, probabilities=made.probabilities)
+            GoldenRow(
+                text=text,
+                label=made.label,
+                probabilities=made.probabilities,
+                energy=made.energy,
+                distance=made.distance,
+            )
             for text, made in zip(texts, self.predict(texts), strict=True)
         ]
 
@@ -205,13 +212,21 @@ class OnnxClassifier:
         """Raises BundleError unless this machine computes what was measured where it was made."""
         answers = self.predict([row.text for row in rows])
         for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-            gap = max(
-                abs(a - b) for a, b in zip(row.probabilities, answer.probabilities, strict=True)
-            )
+            name, gap = max(_gaps(row, answer).items(), key=lambda item: item[1])
             if answer.label != row.label or gap > GOLDEN_TOLERANCE:
                 raise BundleError(
                     f"Golden message {index} of bundle {self.sha256[:12]} came out as "
-                    f"{answer.label} with probabilities off by {gap:.4f}; {row.label} within "
+                    f"{answer.label} with {name} off by {gap:.4f}; {row.label} within "
                     f"{GOLDEN_TOLERANCE} was expected. This CPU does not compute what was "
                     "certified."
                 )
+
+
+def _gaps(row: GoldenRow, answer: Prediction) -> dict[str, float]:
+    """How far an answer is from the golden one, in each figure that a policy can read."""
+    shares = zip(row.probabilities, answer.probabilities, strict=True)
+    pairs = {"energy": (row.energy, answer.energy), "distance": (row.distance, answer.distance)}
+    return {
+        "probabilities": max(abs(a - b) for a, b in shares),
+        **{name: abs(a - b) / max(1.0, abs(a)) for name, (a, b) in pairs.items()},
+    }

@@ -44,6 +44,12 @@ class Firstline:
             answers += self._checked("POST", "/v1/classify", body).json()["answers"]
         return answers
 
+    def explain(self, text: str) -> Mapping[str, Any]:
+        """Why this text would go where, by a preview: the cloud is not paid."""
+        explanation: Mapping[str, Any]
+        explanation = self.classify([text], explain=True, route_only=True)[0]["explanation"]
+        return explanation
+
     def feedback(self, answer_id: str, label: str) -> None:
         """Tells the right label of an answer."""
         self._checked("POST", "/v1/feedback", {"id": answer_id, "label": label})

@@ -16,12 +16,14 @@ class RouteReason(StrEnum):
     """Why. Every decision has exactly one."""
 
     TRUSTED = "trusted"  # the edge's trust score reached the policy's threshold
+    EXPLORED = "explored"  # it did, and the cloud was asked all the same, to see what it says
     ESCALATED = "escalated"  # it did not, so the cloud answers
     CLASS_KEPT = "class_kept"  # the edge's class is one that is never escalated
     CLASS_ESCALATED = "class_escalated"  # it is one that always is
     OUT_OF_DOMAIN = "out_of_domain"  # too far from what the edge was trained on
     ESCALATION_WORDS = "escalation_words"  # the message has words such as "lawyer" or "fraud"
     TOO_LONG = "too_long"  # it has more words than the edge may answer
+    UNCONFIDENT = "unconfident"  # the edge is less confident than the policy's floor
     PII_PINNED = "pii_pinned"  # personal data was found: the message stays at the edge
     DETECTOR_FAILED = "detector_failed"  # we cannot know whether there is any: it stays too
     EDGE_FAILED = "edge_failed"  # the edge had no usable answer, so the cloud was asked

@@ -33,6 +33,7 @@ from serve_app.health import find_alerts, find_trends, health, recommend
 from serve_app.stats import (
     Accuracy,
     AlertThresholds,
+    Disagreement,
     Latency,
     Report,
     Stats,
@@ -53,6 +54,7 @@ Mask = NDArray[np.bool_]
 
 
 _UNKNOWN, _WRONG, _RIGHT = -1, 0, 1  # what feedback has said of a row
+_SAME, _DIFFERENT = 0, 1  # what the cloud has said of an explored one
 _ROW: Final = np.dtype(
     [
         ("time_s", "f8"),
@@ -64,6 +66,7 @@ _ROW: Final = np.dtype(
         ("reason", "i2"),
         ("release", "i2"),
         ("verdict", "i1"),
+        ("differs", "i1"),
         ("edge", "?"),
         ("degraded", "?"),
     ]
@@ -161,6 +164,7 @@ class Windows:
             self._reasons.code(record.reason),
             self._releases.code(record.release),
             _UNKNOWN,
+            _compared(record),
             record.route == Route.EDGE,
             record.degraded,
         )
@@ -251,6 +255,7 @@ class Windows:
                 Route.EDGE.value: _accuracy(rows["verdict"][edge]),
                 Route.CLOUD.value: _accuracy(rows["verdict"][~edge]),
             },
+            disagreement=_disagreement(rows["differs"]),
             feedback_unmatched=sum(
                 not self._is_out(feedback.time_s, now_s) for feedback in self._unmatched.values()
             ),
@@ -291,6 +296,21 @@ def _accuracy(verdicts: NDArray[Any]) -> Accuracy:
     return Accuracy(
         labelled=labelled, correct=correct, share=_share(correct, labelled), low=low, high=high
     )
+
+
+def _compared(record: AuditRecord) -> int:
+    """_UNKNOWN unless explored: what the rule itself escalates is no sample of the trusted."""
+    if record.reason != RouteReason.EXPLORED or record.route == Route.EDGE:
+        return _UNKNOWN
+    return _SAME if record.edge_label == record.label else _DIFFERENT
+
+
+def _disagreement(compared: NDArray[Any]) -> Disagreement:
+    explored = int(np.count_nonzero(compared != _UNKNOWN))
+    differing = int(np.count_nonzero(compared == _DIFFERENT))
+    low, high = wilson(differing, explored) if explored else (None, None)
+    share = _share(differing, explored)
+    return Disagreement(explored=explored, differing=differing, share=share, low=low, high=high)
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
@@ -335,6 +355,8 @@ class _Collector(Collector):
         yield _gauge("confidence_mean", "Mean confidence", stats.confidence_mean)
         yield _gauge("accuracy", "Share right, by feedback", accuracy.share)
         yield _gauge("accuracy_labels", "Answers with feedback", accuracy.labelled)
+        yield _gauge("disagreement", "Of the trusted, by exploration", stats.disagreement.share)
+        yield _gauge("explored_messages", "In the window", stats.disagreement.explored)
         yield _gauge("feedback_unmatched", "Labels without an answer", stats.feedback_unmatched)
         yield _labelled_gauge("class_messages", "Answers in the window", "label", stats.classes)
         if latency is not None:

@@ -3,7 +3,8 @@
 A policy is a score with a threshold, and hard rules on top. In this order:
     personal data            -> edge, whatever else holds
     the hard rules (`fired`) -> the first that fires decides
-    score - class margin >= threshold  and  confidence >= min_confidence  -> edge, else cloud
+    confidence < min_confidence       -> cloud
+    score - class margin >= threshold -> edge, else cloud
 Every baseline is a policy too. `fired` and `trust` run on floats (one message) and on NumPy columns
 (a table), so a decision in service is the decision that was certified.
 """
@@ -11,13 +12,14 @@ Every baseline is a policy too. `fired` and `trust` run on floats (one message) 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cluster.bundles import MODEL
 from cluster.errors import ReleaseError
+from cluster.releases import Release
 from serve_app.contracts import Decision, Message, Prediction, Route, RouteReason
 from serve_app.factors import FULL_WORDS
-from serve_app.scores import Published, Random, Score, Weighted
+from serve_app.scores import CLASS, Logistic, Published, Random, Score, Weighted
 from serve_app.signals import Evidence
 
 CLASS_MARGIN: Final = "class_margin"
@@ -74,15 +76,45 @@ class RouterPolicy(_Frozen):
     target_risk: float | None = Field(None, gt=0.0, lt=1.0)
     created_at: str | None = None
 
+    @property
+    def classes(self) -> set[str]:
+        """Every class that it names; if there is none, the predicted class has no say."""
+        rules = self.rules
+        offsets = self.score.classes if isinstance(self.score, Logistic) else ()
+        return {*rules.never_escalate, *rules.always_escalate, *self.class_margins, *offsets}
+
+    def without_classes(self) -> "RouterPolicy":
+        """The same rule, in which the predicted class has no say."""
+        score = self.score
+        if isinstance(score, Logistic):
+            score = score.model_copy(update={"classes": {}})
+        rules = self.rules.model_copy(update={"never_escalate": (), "always_escalate": ()})
+        return self.model_copy(update={"score": score, "class_margins": {}, "rules": rules})
+
     def check_classes(self, labels: Sequence[str]) -> None:
         """Raises ReleaseError if it names a class that is not among the models' labels."""
-        rules = self.rules
-        named = {*rules.never_escalate, *rules.always_escalate, *self.class_margins}
-        if unknown := sorted(named - set(labels)):
+        if unknown := sorted(self.classes - set(labels)):
             raise ReleaseError(
                 f"The policy {self.name!r} names the classes {unknown}, which the models never "
                 f"answer with; they know {sorted(labels)[:20]}. Correct the policy's names."
             )
+
+
+def policy_of(release: Release) -> RouterPolicy:
+    """The policy of a release.
+
+    Raises:
+        ReleaseError: it is not of this format, or names a class that the models do not know.
+    """
+    try:
+        policy = RouterPolicy.model_validate(release.policy)
+    except ValidationError as error:
+        raise ReleaseError(
+            f"The release {release.id} has a policy that this version cannot read: {error}. Make "
+            "it again with `firstline tune`."
+        ) from None
+    policy.check_classes(release.manifest.labels)
+    return policy
 
 
 def trust(score: Score, class_margins: Mapping[str, float], evidence: Evidence) -> Any:
@@ -128,8 +160,9 @@ def _route(
     for reason, fires in fired(policy.rules, evidence):
         if fires:
             return Route.EDGE if reason is RouteReason.CLASS_KEPT else Route.CLOUD, reason
-    confident = evidence.signals["confidence"] >= policy.min_confidence
-    if reached >= policy.threshold and confident:
+    if not evidence.signals["confidence"] >= policy.min_confidence:  # a NaN is not confident
+        return Route.CLOUD, RouteReason.UNCONFIDENT
+    if reached >= policy.threshold:
         return Route.EDGE, RouteReason.TRUSTED
     return Route.CLOUD, RouteReason.ESCALATED
 
@@ -137,6 +170,8 @@ def _route(
 def breakdown(policy: RouterPolicy, evidence: Evidence) -> dict[str, float]:
     """What each part added to the trust in one message; they sum to it."""
     parts = policy.score.parts(evidence)
+    if not policy.classes:
+        parts.pop(CLASS, None)
     margin = evidence.per_class(policy.class_margins)
     return {**parts, CLASS_MARGIN: -margin} if margin else parts
 

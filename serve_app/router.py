@@ -12,6 +12,8 @@ Decided once:
 - The edge is too busy -> the request is refused (`OverloadedError`), not sent to the dearer tier.
 - A tier is charged for the answers it gives. A call that failed brought none and costs nothing.
 - Every answer of a request is in the audit log before the first of them leaves.
+- A trusted message is explored by chance only: the cloud's answer goes out, and both are paid. If
+  the cloud fails there, the edge's answer is the rule's own, and not degraded.
 - `route_only` is a preview: it pays the edge, carries no label, and is neither audited nor counted.
 """
 
@@ -20,21 +22,24 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from random import SystemRandom
 from typing import Any, Final, Protocol
 
 from cluster.audit import AuditRecord
 from cluster.errors import FirstlineError, ModelOutputError
 from serve_app.contracts import Decision, Message, Prediction, Route, RouteReason
 from serve_app.cost import Prices
+from serve_app.explain import Alternative, Explanation, blinded, explain, preview
 from serve_app.gather import Outcome, OverloadedError
-from serve_app.policy import RouterPolicy, breakdown, decide
-from serve_app.signals import Evidence, signals
+from serve_app.policy import RouterPolicy, decide
+from serve_app.signals import signals
 from serve_app.text import prepare
 
 log = logging.getLogger(__name__)
 
 # Preparing and deciding take about a microsecond per 10 characters; more than this leaves the loop.
 _INLINE_CHARS: Final = 4_000
+_DRAW: Final = SystemRandom().random  # has no state that a fork or a thread could share
 
 Ask = Callable[[Sequence[str]], Awaitable[Sequence[Outcome]]]
 Prepare = Callable[[str], Message]
@@ -84,20 +89,8 @@ class ServedRelease:
     labels: tuple[str, ...]
     edge: Ask
     cloud: Ask
+    alternatives: tuple[Alternative, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why an answer is what it is. `decision` is None where the edge had nothing to decide on."""
-
-    probabilities: Mapping[str, float]
-    decision: Decision | None
-    breakdown: Mapping[str, float]
-    min_confidence: float
-    pii: tuple[str, ...]
-    other_route: Route
-    other_cost_usd: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +119,7 @@ class _Work:
     final: Prediction | None = None
     route: Route = Route.EDGE
     reason: RouteReason = RouteReason.TRUSTED
+    propensity: float = 1.0
     degraded: bool = False
     latency_ms: float = 0.0
 
@@ -139,6 +133,9 @@ class Answerer:
     Args:
         clock: monotonic seconds, for durations; `now` is the time of day, for the log.
         hash_text: prepared text -> its keyed hash, all that is ever written of it.
+        explore_share: the chance that a trusted message is sent to the cloud all the same; pinned
+            ones and those that a hard rule keeps never are.
+        draw: a uniform number in [0, 1), new at every call.
     """
 
     def __init__(
@@ -153,6 +150,8 @@ class Answerer:
         now: Callable[[], float],
         pool: ThreadPoolExecutor,
         prepare: Prepare = prepare,
+        explore_share: float = 0.0,
+        draw: Callable[[], float] = _DRAW,
     ) -> None:
         self.release = release
         self._audit = audit
@@ -163,6 +162,8 @@ class Answerer:
         self._now = now
         self._pool = pool
         self._prepare = prepare
+        self._explore_share = explore_share
+        self._draw = draw
 
     async def answer(
         self, texts: Sequence[str], *, explain: bool = False, route_only: bool = False
@@ -180,6 +181,7 @@ class Answerer:
         self._refuse(works, lambda work: work.final is None and work.message.pinned is not None)
         if route_only:
             return [self._preview(work, explain) for work in works]
+        self._explore(works)
         await self._ask_cloud([work for work in works if work.route is Route.CLOUD], start)
         self._refuse(works, lambda work: work.final is None)
         answers = [self._answered(work, explain) for work in works]
@@ -226,6 +228,18 @@ class Answerer:
             else:
                 work.route, work.reason = Route.CLOUD, RouteReason.EDGE_FAILED
 
+    def _explore(self, works: Sequence[_Work]) -> None:
+        """Sends some of the trusted to the cloud, and notes of all of them with what chance."""
+        share = self._explore_share
+        for work in works if share else ():
+            if work.reason is not RouteReason.TRUSTED:
+                continue
+            if self._draw() < share:
+                work.route, work.reason = Route.CLOUD, RouteReason.EXPLORED
+                work.propensity = share
+            else:
+                work.propensity = 1.0 - share
+
     async def _ask_cloud(self, works: Sequence[_Work], start: float) -> None:
         if not works:
             return
@@ -241,8 +255,9 @@ class Answerer:
                 work.settle(answer, latency_ms)
             elif work.edge is not None:
                 work.settle(work.edge, latency_ms)
-                work.route, work.reason = Route.EDGE, RouteReason.CLOUD_FAILED
-                work.degraded = True
+                work.route = Route.EDGE
+                if work.reason is not RouteReason.EXPLORED:
+                    work.reason, work.degraded = RouteReason.CLOUD_FAILED, True
 
     def _usable(self, outcomes: Sequence[Outcome], tier: Route) -> list[Prediction | None]:
         """Failures become None, after they are counted and logged, once per kind."""
@@ -287,28 +302,41 @@ class Answerer:
             label=None,
             confidence=work.edge.confidence if work.edge else 0.0,
             route=work.route,
-            reason=work.reason,
+            reason=self._previewed_reason(work),
             cost_usd=self.release.prices.edge_usd if work.edge else 0.0,
             latency_ms=work.latency_ms,
             release=self.release.id,
             degraded=False,
-            # Without probabilities: from them the label could be read, and it is not audited.
-            explanation=self._explain(work, None) if explain else None,
+            explanation=self._explain_preview(work) if explain else None,
         )
 
-    def _explain(self, work: _Work, answer: Prediction | None) -> Explanation:
-        policy, decision, edge = self.release.policy, work.decision, work.edge
-        seen = Evidence(decision.signals, edge.label) if decision and edge else None
-        other = Route.CLOUD if work.route is Route.EDGE else Route.EDGE
-        given = answer.probabilities if answer else ()
-        return Explanation(
-            probabilities=dict(zip(self.release.labels, given, strict=bool(given))),
-            decision=decision,
-            breakdown=breakdown(policy, seen) if seen else {},
-            min_confidence=policy.min_confidence,
-            pii=work.message.pii,
-            other_route=other,
-            other_cost_usd=self.release.prices.of(other),
+    def _previewed_reason(self, work: _Work) -> RouteReason:
+        """One that does not tell the label, for a preview is not audited."""
+        if work.edge is None or work.decision is None:
+            return work.reason
+        return blinded(self.release.policy, work.message, work.edge, work.decision).reason
+
+    def _explain_preview(self, work: _Work) -> Explanation:
+        release = self.release
+        return preview(
+            release.policy,
+            work.message,
+            work.edge,
+            work.decision,
+            prices=release.prices,
+            alternatives=release.alternatives,
+        )
+
+    def _explain(self, work: _Work, answer: Prediction) -> Explanation:
+        release = self.release
+        return explain(
+            release.policy,
+            work.message,
+            work.edge,
+            work.decision,
+            prices=release.prices,
+            alternatives=release.alternatives,
+            probabilities=dict(zip(release.labels, answer.probabilities, strict=True)),
         )
 
     def _kept_signals(self, decision: Decision | None) -> dict[str, float]:
@@ -330,10 +358,12 @@ class Answerer:
             route=answer.route.value,
             reason=answer.reason.value,
             label=answer.label or "",
+            edge_label=work.edge.label if work.edge else None,
             confidence=answer.confidence,
             signals=self._kept_signals(decision),
             trust=decision.trust if decision else 0.0,
             threshold=self.release.policy.threshold,
+            propensity=work.propensity,
             release=answer.release,
             cost_usd=answer.cost_usd,
             latency_ms=answer.latency_ms,

@@ -44,6 +44,19 @@ class Accuracy(_Model):
     high: float | None
 
 
+class Disagreement(_Model):
+    """Explored messages on which the cloud differs, with a Wilson 95% interval; None of none.
+
+    Chance chose them, so the share holds of all messages that the rule trusts.
+    """
+
+    explored: int = Field(description="trusted, and answered by the cloud all the same")
+    differing: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
 class Latency(_Model):
     """Milliseconds inside the router."""
 
@@ -76,6 +89,7 @@ class Stats(_Model):
     bad_outputs: int = Field(description="NaN or infinite outputs of a model")
     accuracy: Accuracy
     accuracy_by_route: dict[str, Accuracy]
+    disagreement: Disagreement
     feedback_unmatched: int = Field(description="labels for an id that is not in the window")
     # Since the monitor's start; a rebuilt monitor starts with its window.
     messages_total: int

@@ -148,3 +148,26 @@ def message(label: str, hard: bool = False, extra: str = "") -> str:
     """A text that the toy cloud gets right; a `hard` one leaves the toy edge unsure."""
     words = WORDS[label][3:5] if hard else WORDS[label][:2]
     return " ".join((*words, extra)).strip()
+
+
+def traffic(
+    rows: int, seed: int = 0, *, hard_share: float = 0.2, tricky_share: float = 0.03
+) -> tuple[list[str], list[str]]:
+    """Distinct texts and their labels. The toy cloud gets all of them right.
+
+    Args:
+        hard_share: the toy edge is right about those, and unsure.
+        tricky_share: it is wrong about those, and nearly sure.
+    """
+    dice = np.random.default_rng(seed)
+    texts, labels = [], []
+    for number in range(rows):
+        kind, which = dice.random(), int(dice.integers(len(LABELS)))
+        label, other = LABELS[which], LABELS[(which + 1) % len(LABELS)]
+        words = WORDS[label][3:5] if kind < hard_share + tricky_share else WORDS[label][:2]
+        lure = WORDS[other][:1] if kind < tricky_share else ()
+        # The toys know no word that is made of a seed and a number, so it only tells texts apart.
+        mark = "".join(chr(ord("a") + int(digit)) for digit in f"{seed:02d}{number:06d}")
+        texts.append(" ".join((*words, *lure, mark)))
+        labels.append(label)
+    return texts, labels

@@ -2,7 +2,8 @@
 
 In: a folder in Hugging Face's layout. Out: `<variant>.onnx` files, `parity.json`, `parity.png`,
 and the choice (edge): the smallest variant that agrees with fp32, is about as fast as the fastest,
-and gives the same answer alone and in company. The cloud stays fp32.
+and gives the same answer alone and in company. The edge tells its distance from the domain too
+(domain.py). The cloud stays fp32.
 
 Parity is measured on `calibration`, so that the gate can judge the choice on other rows. Every
 variant is measured as it is served, one message per run; `batched_*` shows what sharing a run with
@@ -32,7 +33,7 @@ from cluster.settings import Settings
 from cluster.tracking import log_stage
 from serve_app.classifier import OnnxScorer, softmax
 from serve_app.cpu import has_all
-from train_jobs import served
+from train_jobs import domain, served
 from train_jobs.data import Dataset
 from train_jobs.encoders import max_tokens
 from train_jobs.quantize import RECIPES, Recipe, quantize
@@ -43,6 +44,7 @@ FP32: Final = "fp32"
 PARITY: Final = "parity.json"
 _SEEN_MESSAGES: Final = 200  # that static quantization takes its ranges from
 _AS_SMALL_BYTES: Final = 100_000  # a file so little larger than another counts as small as it
+_PASSES: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +132,21 @@ def export(source: Path, target: Path) -> None:
 
 
 def _timed(scorer: OnnxScorer, texts: Sequence[str]) -> tuple[float, float]:
-    """p50 and p95 in ms of one message, tokenising included."""
+    """p50 and p95 in ms of one message, tokenising included, in the quietest of some passes.
+
+    What else a machine does makes a pass slower, never faster, and must not choose the variant.
+    """
     for text in texts[:10]:
         scorer.logits([text])
-    times = []
-    for text in texts:
-        start = time.perf_counter()
-        scorer.logits([text])
-        times.append((time.perf_counter() - start) * 1e3)
-    return float(np.percentile(times, 50)), float(np.percentile(times, 95))
+    passes = []
+    for _ in range(_PASSES):
+        times = []
+        for text in texts:
+            start = time.perf_counter()
+            scorer.logits([text])
+            times.append((time.perf_counter() - start) * 1e3)
+        passes.append((float(np.percentile(times, 50)), float(np.percentile(times, 95))))
+    return min(passes)
 
 
 def _batched(scorer: OnnxScorer, texts: Sequence[str], batch: int) -> NDArray[np.float32]:
@@ -249,7 +257,7 @@ def _seen(scorer: OnnxScorer, texts: Sequence[str]) -> list[Mapping[str, NDArray
 
 
 def _files(
-    model: Path, folder: Path, length: int, texts: Sequence[str], *, quantized: bool
+    model: Path, folder: Path, length: int, dataset: Dataset, *, quantized: bool
 ) -> Iterator[tuple[Recipe | None, Path, OnnxScorer]]:
     """Makes and opens fp32, then every variant that this CPU computes as meant."""
 
@@ -257,11 +265,14 @@ def _files(
         return OnnxScorer.open(file, folder / TOKENIZER, length)
 
     whole = folder / f"{FP32}.onnx"
-    (served.write if quantized else export)(model, whole)
+    if quantized:
+        served.write(model, whole, domain.of(model, dataset))
+    else:
+        export(model, whole)
     yield None, whole, opened(whole)
     if not quantized:
         return
-    seen = _seen(opened(whole), texts)
+    seen = _seen(opened(whole), dataset.texts("calibration"))
     for recipe in RECIPES:
         if has_all(recipe.needs):
             file = folder / f"{recipe.name}.onnx"
@@ -297,7 +308,7 @@ def run(
         shutil.copyfile(model / TOKENIZER, folder / TOKENIZER)
         reference: NDArray[np.float32] | None = None
         total = 1 + quantized * len(RECIPES)
-        for recipe, file, scorer in _files(model, folder, length, texts, quantized=quantized):
+        for recipe, file, scorer in _files(model, folder, length, dataset, quantized=quantized):
             report(len(variants), total, file.stem)
             if reference is None:
                 reference = scorer.logits(texts)

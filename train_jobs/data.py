@@ -220,7 +220,8 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, list[st
 # -- cleaning and splitting -------------------------------------------------------------------
 
 
-def _content_key(text: str) -> str:
+def content_key(text: str) -> str:
+    """The fingerprint of a prepared text, by which a row is placed and known again."""
     return hashlib.sha256(_SALT + dedup_key(text).encode("utf-8", "replace")).hexdigest()
 
 
@@ -238,12 +239,25 @@ def _place(key: str, certify_share: float, *, with_test: bool) -> str:
     return "train"
 
 
-def _labelled(path: Path, config: DataConfig, notes: Counter[str], report: Report) -> list[Row]:
-    """Prepared, deduplicated rows of one file; the first of two equal texts stays."""
+def read_messages(
+    path: Path, text_column: str, label_column: str | None, notes: Counter[str],
+    report: Report = silent,
+) -> list[Row]:  # fmt: skip
+    """Prepared, deduplicated rows of one file; the first of two equal texts stays.
+
+    Args:
+        label_column: None: the rows have no labels.
+        notes: what was dropped or masked is counted in it.
+
+    Raises:
+        DataError: see `read_rows`; an empty text or label.
+    """
     rows: dict[str, Row] = {}
-    for number, (raw, label) in read_rows(path, (config.text_column, config.label_column)):
-        message, label = prepare(raw), normalise(label)
-        if not message.text or not label:
+    columns = [text_column, *([label_column] if label_column else [])]
+    for number, (raw, *cells) in read_rows(path, columns):
+        message = prepare(raw)
+        label = normalise(cells[0]) if cells else None
+        if not message.text or label == "":
             raise DataError(
                 f"{path}, line {number}: the {'text' if not message.text else 'label'} is empty. "
                 "Fill it in, or delete the row."
@@ -253,7 +267,7 @@ def _labelled(path: Path, config: DataConfig, notes: Counter[str], report: Repor
             notes["rows_dropped_for_a_failed_detector"] += 1
             continue
         notes["rows_with_personal_data_masked"] += bool(message.pii)
-        key = _content_key(message.text)
+        key = content_key(message.text)
         if key in rows:
             notes["duplicates_dropped"] += 1
             notes["duplicates_with_another_label"] += rows[key].label != label
@@ -313,7 +327,7 @@ def _dapt(config: DataConfig, splits: Mapping[str, list[Row]]) -> list[Row]:
     for path in config.unlabelled:
         for _, (raw,) in read_rows(path, (config.text_column,)):
             message = prepare(raw)
-            key = _content_key(message.text)
+            key = content_key(message.text)
             if message.text and not message.detector_failed and key not in judged:
                 kept.setdefault(key, Row(message, None, key))
     return sorted(kept.values(), key=lambda row: row.key)
@@ -349,11 +363,12 @@ def build(config: DataConfig, settings: Settings, report: Report = silent) -> Da
         DataError: see `read_rows`; one class only, a class too small, a test label unknown.
     """
     notes: Counter[str] = Counter()
-    rows = _labelled(config.data, config, notes, report)
+    columns = config.text_column, config.label_column
+    rows = read_messages(config.data, *columns, notes, report)
     labels = _check_classes(rows, config.data)
     test = None
     if config.test is not None:
-        test = _labelled(config.test, config, notes, report)
+        test = read_messages(config.test, *columns, notes, report)
         if unknown := sorted({str(row.label) for row in test} - set(labels)):
             raise DataError(
                 f"{config.test} has {len(unknown)} labels that {config.data} lacks: {unknown[:5]}."

@@ -9,6 +9,8 @@ guessed, by compress.py. A variant is named for its matrix products, then for it
     rows8    weights 8 bits in blocks, activations scaled per row: a neighbour hardly matters
     rows4    the same with 4 bits
     -e8, -e4 the embedding in blocks of 8 or 4 bits (GatherBlockQuantized)
+
+The distance from the domain stays in fp32: it is a small difference of large numbers.
 """
 
 import logging
@@ -23,6 +25,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from serve_app.classifier import DISTANCE
 
 Products = Literal["int8", "int7", "static8", "rows8", "rows4"]
 _DOMAIN: Final = "com.microsoft"
@@ -87,6 +91,7 @@ def _dynamic(source: Path, target: Path, recipe: Recipe) -> None:
         per_channel=True,
         reduce_range=recipe.products == "int7",
         weight_type=QuantType.QInt8,  # four times faster than unsigned where there is VNNI
+        nodes_to_exclude=_left_alone(source),
     )
 
 
@@ -111,6 +116,7 @@ def _static(source: Path, target: Path, seen: Sequence[Mapping[str, NDArray[Any]
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QUInt8,
         calibrate_method=CalibrationMethod.MinMax,  # percentiles collapse BERT models
+        nodes_to_exclude=_left_alone(source),
         extra_options={"MatMulConstBOnly": True},
     )
 
@@ -127,9 +133,15 @@ def _rows(source: Path, target: Path, bits: int) -> None:
         accuracy_level=4,  # activations in int8, scaled per row and block
         bits=bits,
     )
-    made = MatMulNBitsQuantizer(onnx.load(source), algo_config=how)
+    left = _left_alone(source)
+    made = MatMulNBitsQuantizer(onnx.load(source), algo_config=how, nodes_to_exclude=left)
     made.process()
     onnx.save(made.model.model, target)
+
+
+def _left_alone(source: Path) -> list[str]:
+    """The nodes that compute the distance."""
+    return [node.name for node in onnx.load(source).graph.node if node.name.startswith(DISTANCE)]
 
 
 def quantize_tables(model: onnx.ModelProto, bits: Literal[8, 4]) -> None:

@@ -1,7 +1,8 @@
 """A trained student -> the ONNX graph that is served: the same answers from a third of the nodes.
 
 In: a classifier in Hugging Face's layout. Out: an fp32 ONNX file with one input, `input_ids`
-(batch, tokens), and one output, `logits` (batch, classes). It is written node by node, not traced:
+(batch, tokens), and the output `logits` (batch, classes); with a domain also `distance` (batch,),
+how far the message is from it. It is written node by node, not traced:
 
 - no mask and no padding: a message is run by itself (serve_app/classifier.py), so there is none;
 - attention is one node instead of fourteen;
@@ -11,7 +12,7 @@ In: a classifier in Hugging Face's layout. Out: an fp32 ONNX file with one input
 A traced graph of so small a model spends a third of its time on shapes, transpositions and masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModelForSequenceClassification
 
+from serve_app.classifier import DISTANCE
+from train_jobs.domain import Domain
 from train_jobs.encoders import Block, Parts, max_tokens, parts_of
 
 _OURS: Final = "com.microsoft"  # ONNX Runtime's own operators
@@ -71,11 +74,15 @@ class _Graph:
         operator, domain = _ACTIVATIONS[kind]
         return self.node(operator, [x], name, domain)
 
-    def model(self) -> onnx.ModelProto:
+    def model(self, outputs: Mapping[str, Sequence[str]]) -> onnx.ModelProto:
+        """Args: outputs: their names and dimensions."""
         ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])
-        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "classes"])
+        floats = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in outputs.items()
+        ]
         graph = helper.make_graph(
-            self._nodes, "edge", [ids], [logits], self._tensors, value_info=self._floats
+            self._nodes, "edge", [ids], floats, self._tensors, value_info=self._floats
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
@@ -103,8 +110,33 @@ def _layer(graph: _Graph, x: str, read: str, block: Block, parts: Parts, name: s
     return graph.norm(graph.add(narrow, x, f"{name}.sum"), block.norm, f"{name}.norm")
 
 
-def graph_of(parts: Parts) -> onnx.ModelProto:
-    """The graph of a classifier that was taken apart."""
+def _distance(graph: _Graph, x: str, domain: Domain) -> None:
+    """Domain.distances, of features `x` (batch, H).
+
+    Every node's name begins with the output's, by which quantize.py knows what to leave alone.
+    """
+
+    def node(kind: str, given: Sequence[str], name: str, **how: Any) -> str:
+        return graph.node(kind, given, f"{DISTANCE}.{name}", **how)
+
+    def tensor(value: Any, name: str) -> str:
+        return graph.tensor(np.asarray(value, np.float32), f"{DISTANCE}.{name}")
+
+    last = graph.tensor(np.array([-1]), f"{DISTANCE}.axis")
+    # Not a Gemm, which quantizers take apart under other names.
+    each = node("MatMul", [x, tensor(domain.classes, "classes")], "each")
+    moved = node("Add", [each, tensor(domain.offsets, "offsets")], "moved")
+    nearest = node("ReduceMin", [moved, last], "nearest", keepdims=0)
+    leading = node("MatMul", [x, tensor(domain.directions, "directions")], "leading")
+    less = node("ReduceSumSquare", [leading, last], "less", keepdims=0)
+    whole = node("ReduceSumSquare", [x, last], "whole", keepdims=0)
+    weighed = node("Mul", [whole, tensor(domain.weight, "weight")], "weighed")
+    square = node("Add", [node("Sub", [weighed, less], "own"), nearest], "square")
+    graph.node("Sqrt", [node("Relu", [square], "positive")], DISTANCE)
+
+
+def graph_of(parts: Parts, domain: Domain | None = None) -> onnx.ModelProto:
+    """The graph of a classifier that was taken apart, and of its distance from a domain."""
     graph = _Graph()
     zero, one = graph.tensor(np.array([0]), "zero"), graph.tensor(np.array([1]), "one")
     words = graph.node("Gather", [graph.tensor(parts.words, "words"), "input_ids"], "words.read")
@@ -122,10 +154,14 @@ def graph_of(parts: Parts) -> onnx.ModelProto:
         graph.linear(first, parts.pooled, "pooled"), parts.pooled_activation, "pooled.active"
     )
     graph.linear(pooled, parts.classifier, "logits")
-    return graph.model()
+    outputs = {"logits": ["batch", "classes"]}
+    if domain:
+        _distance(graph, first, domain)
+        outputs[DISTANCE] = ["batch"]
+    return graph.model(outputs)
 
 
-def write(source: Path, target: Path) -> None:
+def write(source: Path, target: Path, domain: Domain | None = None) -> None:
     """Writes the served graph of the classifier in `source`, in fp32."""
     model = AutoModelForSequenceClassification.from_pretrained(source).eval()
-    onnx.save(graph_of(parts_of(model, max_tokens(str(source)))), target)
+    onnx.save(graph_of(parts_of(model, max_tokens(str(source))), domain), target)

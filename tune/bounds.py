@@ -273,7 +273,7 @@ def per_class(counts: Mapping[str, Counts], risk: float, confidence: float) -> C
     2008). The proof that all of it holds at once is short: docs/certificates.md.
     """
     at = level(confidence)
-    tested, needed = _testable(counts, risk, at)
+    tested, needed = testable(counts, risk, at)
     p_values = {name: p_value(*counts[name], risk) for name in tested}
     left = sorted(tested, key=lambda name: p_values[name])
     while left and p_values[left[0]] <= at / len(left):
@@ -291,7 +291,7 @@ def per_class(counts: Mapping[str, Counts], risk: float, confidence: float) -> C
     )
 
 
-def _testable(counts: Mapping[str, Counts], risk: float, at: float) -> tuple[list[str], int]:
+def testable(counts: Mapping[str, Counts], risk: float, at: float) -> tuple[list[str], int]:
     """The most classes that could all be certified, in order, and the rows of one more."""
     by_rows = sorted(counts, key=lambda name: -counts[name].rows)
     m = 0

@@ -1,56 +1,68 @@
-"""(a sequence of policies, untouched rows) -> the certificate of the last one that passes. Pure.
+"""(a sequence of thresholds, untouched rows) -> the certificate of the last that passes. Pure.
 
-Risk is the share of all messages that the edge answers differently from the cloud, so it bounds
-the accuracy given up against cloud-only, whatever the true labels are.
+The promise, for limits that are stated and a confidence 1 - d: in at most a share d of all draws
+of the certify rows does the procedure name a policy that breaks one of them on new messages. Why
+it holds, if messages are exchangeable with the certified rows:
 
-The promise, for a risk target t and a confidence 1 - d: in at most a share d of all draws of the
-certify rows does the procedure name a policy whose risk on new messages is t or more. Why it
-holds, if messages are exchangeable with the certified rows:
-
-  - The failures of one fixed policy in n rows are Binomial(n, risk). The chance of so few failures
-    under risk = t is a valid p-value for H0: risk >= t. It is at most d exactly when the one-sided
-    upper bound of Clopper and Pearson (Biometrika 26, 1934) is at most t.
+  - The test of one fixed policy is valid (bounds.py, limits.py): a policy that breaks a limit
+    passes with probability at most d.
   - The policies are tested in an order fixed before the rows are seen, each at level d, and
-    testing stops at the first that is not rejected. A false rejection requires that the first
-    true hypothesis of the order be rejected, which happens with probability at most d: so the
-    number of policies costs nothing (fixed-sequence testing; as a way to choose thresholds, Learn
-    then Test: Angelopoulos, Bates, Candès, Jordan, Lei, arXiv:2110.01052, 2021).
+    testing stops at the first that is not rejected. To name a bad policy, the first bad one of the
+    order has to pass, which happens with probability at most d: so the number of policies costs
+    nothing (fixed-sequence testing; as a way to choose thresholds, Learn then Test: Angelopoulos,
+    Bates, Candès, Jordan, Lei, arXiv:2110.01052, 2021).
 """
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import stats
 
 from cluster.errors import CertifyError
 from cluster.files import sha256_json
+from serve_app.cost import Prices
+from serve_app.explain import Alternative
 from serve_app.policy import BundlePins, RouterPolicy
-from tune.objective import kept
-from tune.replay import Table
+from tune import bounds
+from tune.bounds import ClassBounds, allowed_failures, best_risk, level, min_rows, upper_bound
+from tune.counts import Counts, counts
+from tune.limits import OPTION, Kind, Limits, observed, p_values, passes
+from tune.objective import Shape
+from tune.replay import Bools, Floats, Ints, Table
 
 REFERENCE: Final = "the cloud's answer"
 ASSUMES: Final = "messages exchangeable with the certified rows"
+# Limits that only a share of the messages is counted against; of these, fewer kept is safer.
+SAFE_WHEN_STRICT: Final = frozenset({"risk", "accuracy_loss"})
+# Policies that are tested at a time: the test of the accuracy lost is slow, most of all where it
+# fails.
+_BLOCK: Final = 32
 
 
-class Certificate(BaseModel):
-    """What is guaranteed, about which parts, on which rows.
-
-    With probability `confidence` over the rows, fewer than `risk` of all messages are answered at
-    the edge with another label than the reference. The other figures are what was seen.
-    """
-
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    version: int = Field(1, ge=1, le=1, description="of this format")
-    risk: float = Field(gt=0.0, lt=1.0, description="guaranteed")
+
+class Promise(_Frozen):
+    """One limit, and what was seen. `bound` is exact for a rule that was fixed before the rows."""
+
+    limit: float = Field(description="guaranteed: below it; of agreement: above it")
+    observed: float = Field(description="on the certified rows")
+    bound: float = Field(description="one-sided, at `confidence`")
+    failures: int = Field(ge=0, description="what was counted against the limit")
+    rows: int = Field(ge=0, description="among so many rows")
+
+
+class Certificate(_Frozen):
+    """What is guaranteed, about which parts, on which rows; all promises hold at once."""
+
+    version: Literal[2] = Field(2, description="of this format")
     confidence: float = Field(gt=0.0, lt=1.0)
+    promises: dict[Kind, Promise] = Field(min_length=1)
+    classes: ClassBounds | None = Field(None, description="of predicted classes, all at once")
     rows: int = Field(gt=0)
-    failures: int = Field(ge=0)
-    observed_risk: float
-    upper_bound: float = Field(description="Clopper-Pearson, one-sided, at `confidence`")
-    edge_share: float = Field(description="on the certified rows")
+    edge_share: float = Field(description="on the certified rows; seen, not guaranteed")
     reference: str = REFERENCE
     assumes: str = ASSUMES
     split: str
@@ -63,49 +75,21 @@ class Certificate(BaseModel):
     created_at: str
 
 
-def upper_bound(failures: int, rows: int, confidence: float) -> float:
-    """Clopper-Pearson: the largest risk that `failures` in `rows` do not rule out."""
-    if failures >= rows:
-        return 1.0
-    return float(stats.beta.ppf(confidence, failures + 1, rows - failures))
+def fixed_sequence(passed: Bools) -> int:
+    """The last place of the unbroken run of passes from the first on, or -1 if there is none."""
+    failed = np.flatnonzero(~passed)
+    return (int(failed[0]) if failed.size else passed.size) - 1
 
 
-def p_value(failures: int, rows: int, risk: float) -> float:
-    """Of H0: risk >= `risk`. The chance of at most so many failures if H0 only just holds."""
-    return float(stats.binom.cdf(failures, rows, risk))
+def start_of(limits: Limits, on_tune: Counts, prices: Prices, confidence: float) -> int:
+    """The place of the sequence that proves most on `tune`, from where testing goes on.
 
-
-def min_rows(risk: float, confidence: float) -> int:
-    """The fewest rows that can certify a risk at all, with no failure among them."""
-    rows = max(1, math.ceil(math.log(1.0 - confidence) / math.log1p(-risk)))
-    # The logarithms may be off by one unit in the last place; the test itself decides.
-    while p_value(0, rows, risk) > _level(confidence):
-        rows += 1
-    while rows > 1 and p_value(0, rows - 1, risk) <= _level(confidence):
-        rows -= 1
-    return rows
-
-
-def best_risk(rows: int, confidence: float) -> float:
-    """The smallest risk that so many rows can certify, with no failure among them."""
-    return upper_bound(0, rows, confidence) if rows else 1.0
-
-
-def allowed_failures(rows: int, risk: float, confidence: float) -> int:
-    """The most failures with which a policy passes; -1 if not even none will do."""
-    guess = int(stats.binom.ppf(_level(confidence), rows, risk))
-    return guess if p_value(guess, rows, risk) <= _level(confidence) else guess - 1
-
-
-def fixed_sequence(failures: Iterable[int], rows: int, risk: float, confidence: float) -> int:
-    """How many policies pass before the first that does not. `failures` in the fixed order."""
-    passed = 0
-    allowed = allowed_failures(rows, risk, confidence)
-    for count in failures:
-        if count > allowed:
-            break
-        passed += 1
-    return passed
+    Where fewer kept rows are safer for every limit, that is the first. Agreement cannot be proven
+    of a handful of kept rows, nor a cost where everything is escalated.
+    """
+    if limits.stated.keys() <= SAFE_WHEN_STRICT:
+        return 0
+    return int(p_values(limits, on_tune, prices, confidence, exact=False).argmin())
 
 
 def policy_sha256(policy: RouterPolicy) -> str:
@@ -113,106 +97,211 @@ def policy_sha256(policy: RouterPolicy) -> str:
     return sha256_json(policy.model_dump(mode="json"))
 
 
+def promises(
+    limits: Limits, seen: Counts, prices: Prices, confidence: float
+) -> dict[Kind, Promise]:
+    """What is said of one policy. Args: seen: of that one policy."""
+    return {
+        kind: Promise(
+            limit=limit,
+            observed=float(observed(kind, seen, prices)[0]),
+            bound=_bound(kind, seen, prices, confidence),
+            failures=int(_counted(kind, seen)[0]),
+            rows=_among(kind, seen),
+        )
+        for kind, limit in limits.stated.items()
+    }
+
+
+def _counted(kind: Kind, seen: Counts) -> Ints:
+    if kind in ("cloud_share", "cost_usd"):
+        return seen.escalated
+    return seen.losses if kind == "accuracy_loss" else seen.failures
+
+
+def _among(kind: Kind, seen: Counts) -> int:
+    if kind == "agreement":
+        return int(seen.kept[0])
+    return seen.labelled if kind == "accuracy_loss" else seen.rows
+
+
+def _bound(kind: Kind, seen: Counts, prices: Prices, confidence: float) -> float:
+    failures, rows = int(_counted(kind, seen)[0]), _among(kind, seen)
+    if kind == "agreement":
+        return bounds.agreement_lower_bound(failures, rows, confidence)
+    if kind == "accuracy_loss":
+        return bounds.loss_upper_bound(failures, int(seen.gains[0]), rows, confidence)
+    found = upper_bound(failures, rows, confidence)
+    return prices.per_message(found) if kind == "cost_usd" else found
+
+
 def certify(
-    policies: Sequence[RouterPolicy],
+    shape: Shape,
+    thresholds: Floats,
     table: Table,
-    risk: float,
+    limits: Limits,
     confidence: float,
-    created_at: str,
-) -> Certificate:
-    """Tests the policies in order and certifies the last one that passes.
+    prices: Prices,
+    start: int = 0,
+) -> tuple[int, int]:
+    """Tests one shape's thresholds in their order -> (place of the last that passes, how many were
+    tested).
 
     Args:
-        policies: from the most conservative to the least, fixed without a look at `table`.
+        thresholds: falling, fixed without a look at `table`.
         table: rows that nothing was fitted or chosen on.
-        risk: the target, in (0, 1).
-        confidence: in (0, 1), of the promise over all draws of the rows.
-        created_at: the time, ISO 8601.
+        start: the first to be tested, fixed likewise (`start_of`).
 
     Raises:
-        CertifyError: impossible targets, too few rows, a policy of other bundles, or already the
-            most conservative policy fails too often.
+        CertifyError: the first policy that is tested does not pass.
     """
-    _check(policies, table, risk, confidence)
-    failures = _Failures(table)
-    passed = fixed_sequence(map(failures.of, policies), table.rows, risk, confidence)
-    if not passed:
-        raise CertifyError(_refusal(failures.of(policies[0]), table, risk, confidence))
-    chosen = policies[passed - 1]
-    count = failures.of(chosen)
+    require_labels(limits, table)
+    seen = counts(shape, thresholds, table)
+    last = _last_that_passes(limits, seen, prices, confidence, start)
+    if last < start:
+        opening = (
+            f"No policy can be certified at {confidence:.0%} confidence on the {table.rows} rows "
+            f"of {table.split!r}; already the first one tested fails"
+        )
+        raise CertifyError(
+            refusal(opening, seen.of(np.array([start])), table, limits, confidence, prices)
+        )
+    return last, min(last + 2, thresholds.size) - start
+
+
+def _last_that_passes(
+    limits: Limits, seen: Counts, prices: Prices, confidence: float, start: int
+) -> int:
+    """`fixed_sequence` from `start`, a block at a time; start - 1 if there is none."""
+    last = start - 1
+    while last + 1 < seen.kept.size:
+        block = np.arange(last + 1, min(last + 1 + _BLOCK, seen.kept.size))
+        passed = passes(limits, seen.of(block), prices, confidence)
+        last += fixed_sequence(passed) + 1
+        if not passed.all():
+            break
+    return last
+
+
+def certificate(
+    policy: RouterPolicy,
+    table: Table,
+    limits: Limits,
+    confidence: float,
+    prices: Prices,
+    created_at: str,
+    *,
+    position: int = 0,
+    tested: int = 1,
+    sequence_length: int = 1,
+    classes: ClassBounds | None = None,
+) -> Certificate:
+    """The certificate of a policy that has passed.
+
+    Raises:
+        CertifyError: the policy is pinned to other bundles than those that scored the table.
+    """
+    check_pins(policy, table)
+    seen = counts(Shape.of(policy), np.array([policy.threshold]), table)
     return Certificate(
-        risk=risk,
         confidence=confidence,
+        promises=promises(limits, seen, prices, confidence),
+        classes=classes,
         rows=table.rows,
-        failures=count,
-        observed_risk=count / table.rows,
-        upper_bound=upper_bound(count, table.rows, confidence),
-        edge_share=float(kept(chosen, table).mean()),
+        edge_share=int(seen.kept[0]) / table.rows,
         split=table.split,
         fingerprint=table.fingerprint,
         bundles=table.pins,
-        policy_sha256=policy_sha256(chosen),
-        position=passed - 1,
-        tested=min(passed + 1, len(policies)),
-        sequence_length=len(policies),
+        policy_sha256=policy_sha256(policy),
+        position=position,
+        tested=tested,
+        sequence_length=sequence_length,
         created_at=created_at,
     )
 
 
-class _Failures:
-    """Counts the rows that a policy keeps at the edge though the cloud would say another label."""
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-
-    def of(self, policy: RouterPolicy) -> int:
-        return int((kept(policy, self._table) & self._table.differs).sum())
-
-
-def require_rows(rows: int, split: str, risk: float, confidence: float) -> None:
-    """Raises CertifyError if targets are impossible, or the rows too few for them."""
-    for name, value in (("risk", risk), ("confidence", confidence)):
-        if not 0.0 < value < 1.0:
-            raise CertifyError(
-                f"The {name} is {value}; it has to lie between 0 and 1, such as "
-                f"{0.01 if name == 'risk' else 0.95}."
+def alternatives(
+    risks: Sequence[float], shape: Shape, thresholds: Floats, table: Table, confidence: float
+) -> tuple[Alternative, ...]:
+    """The same sequence certified at other risks, each by itself; those that can be."""
+    seen = counts(shape, thresholds, table)
+    made = []
+    for risk in sorted(risks):
+        last = fixed_sequence(seen.failures <= allowed_failures(table.rows, risk, confidence))
+        # The first threshold keeps nothing but what is pinned: no alternative to speak of.
+        if last > 0:
+            found = Alternative(
+                risk=risk,
+                threshold=float(thresholds[last]),
+                edge_share=int(seen.kept[last]) / table.rows,
+                upper_bound=upper_bound(int(seen.failures[last]), table.rows, confidence),
+                confidence=confidence,
             )
-    needed = min_rows(risk, confidence)
-    if rows < needed:
+            made.append(found)
+    return tuple(made)
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+def require_rows(rows: int, split: str, limits: Limits, confidence: float) -> None:
+    """Raises CertifyError if the rows are too few for a limit, whatever the policy."""
+    for what, share in _least_shares(limits).items():
+        needed = min_rows(share, confidence)
+        if rows < needed:
+            raise CertifyError(
+                f"The split {split!r} has {rows} rows; certifying {what} of {share:.2%} at "
+                f"{confidence:.0%} confidence needs at least {needed}, and more if some of them "
+                f"fail. The rows at hand could certify {what} of "
+                f"{best_risk(rows, confidence):.2%} at best: ask for that, or add messages."
+            )
+
+
+def _least_shares(limits: Limits) -> Mapping[str, float]:
+    """The limits that are a share of rows which may fail, of all of them at most."""
+    found = {
+        "a risk": limits.risk,
+        "a disagreement": None if limits.agreement is None else level(limits.agreement),
+        "a cloud share": limits.cloud_share,
+    }
+    return {what: share for what, share in found.items() if share is not None}
+
+
+def check_pins(policy: RouterPolicy, table: Table) -> None:
+    """Raises CertifyError if other bundles than the policy's scored the table."""
+    if policy.bundles and policy.bundles != table.pins:
         raise CertifyError(
-            f"The split {split!r} has {rows} rows; certifying a risk of {risk:.2%} at "
-            f"{confidence:.0%} confidence needs at least {needed}, and more if some of them fail. "
-            f"The rows at hand could certify a risk of {best_risk(rows, confidence):.2%} at best: "
-            "ask for that, or add messages."
+            f"The policy {policy.name!r} is pinned to the bundles {policy.bundles}; the rows of "
+            f"{table.split!r} were scored by {table.pins}. Replay the split with the policy's "
+            "own bundles."
         )
 
 
-def _check(policies: Sequence[RouterPolicy], table: Table, risk: float, confidence: float) -> None:
-    if not policies:
-        raise CertifyError("There is no policy to certify: the sequence is empty.")
-    require_rows(table.rows, table.split, risk, confidence)
-    for policy in policies:
-        pins = policy.bundles
-        if pins and pins != table.pins:
-            raise CertifyError(
-                f"The policy {policy.name!r} is pinned to the bundles {pins}; the rows of "
-                f"{table.split!r} were scored by {table.pins}. Replay the split with the policy's "
-                "own bundles."
-            )
+def require_labels(limits: Limits, table: Table) -> None:
+    """Raises CertifyError if a limit needs human labels and the rows have none."""
+    if limits.accuracy_loss is not None and not table.known.any():
+        raise CertifyError(
+            f"{OPTION['accuracy_loss']} compares with human labels, and none of the {table.rows} "
+            f"rows of {table.split!r} has one. Give labelled rows, or {OPTION['risk']}, which "
+            "needs none and bounds the accuracy lost as well."
+        )
 
 
-def _refusal(failures: int, table: Table, risk: float, confidence: float) -> str:
-    bound = upper_bound(failures, table.rows, confidence)
-    pinned = int((table.pinned & table.differs).sum())
-    return (
-        f"No policy can be certified for a risk of {risk:.2%} at {confidence:.0%} confidence: "
-        f"already the most conservative one fails on {failures} of {table.rows} rows of "
-        f"{table.split!r}, where {allowed_failures(table.rows, risk, confidence)} are allowed "
-        f"({pinned} of the failures are messages with personal data, which stay at the edge "
-        f"whatever the policy). Ask for a risk of {bound:.2%} or more, or train a better edge."
+def refusal(
+    opening: str, seen: Counts, table: Table, limits: Limits, confidence: float, prices: Prices
+) -> str:
+    """Why a policy did not pass, limit by limit. Args: seen: what that one does to the table."""
+    words = [
+        f"{OPTION[kind]} {made.limit:g}: {made.failures} of {made.rows} rows, {made.observed:.4g} "
+        f"seen, {made.bound:.4g} can be guaranteed"
+        for kind, made in promises(limits, seen, prices, confidence).items()
+    ]
+    stuck = 0 if limits.risk is None else int((table.pinned & table.differs).sum())
+    pinned = (
+        f" {stuck} of the failures are messages with personal data, which stay at the edge "
+        "whatever the rule says."
     )
-
-
-def _level(confidence: float) -> float:
-    # 1 - 0.95 is a little more than 0.05 in floating point; a test must not gain from that.
-    return round(1.0 - confidence, 12)
+    return (
+        f"{opening} ({'; '.join(words)}).{pinned if stuck else ''} Ask for less, certify on more "
+        "rows, or train a better edge."
+    )

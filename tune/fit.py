@@ -8,21 +8,23 @@ What is learned is the log-odds that the edge says what the cloud says (Jitkritt
 arXiv:2307.02764, 2023). No human label is needed. All scores here are log-odds, so those of
 different folds can be compared, and share one threshold.
 
-scikit-learn fits; what is kept are plain numbers (serve_app/scores.py).
+scikit-learn fits; what is kept are plain numbers (serve_app/scores.py). It is imported where it
+fits: it takes more than a second, and most who read a score never fit one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-from sklearn.ensemble import GradientBoostingClassifier
-from sklearn.linear_model import LogisticRegression
 
 from cluster.errors import DataError
 from serve_app.scores import LEAF, Boosted, Logistic, Score, Tree
 from serve_app.signals import SIGNALS, Evidence
 from tune.replay import Bools, Floats, Ints, Table
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import GradientBoostingClassifier
 
 FEATURES: Final = tuple(name for name in SIGNALS if name != "random")
 # The penalty of a class offset over that of a standardised weight. An offset is then half its
@@ -66,7 +68,7 @@ def crossfit(
     """
     if folds < 2:
         raise ValueError(f"{folds} folds; at least 2 are needed to hold one out")
-    table.require_rows()
+    check_extra(table, extra)
     joint = table if extra is None else _joined(table, extra)
     fold = np.append(_folds(table.differs, folds, seed), np.full(joint.rows - table.rows, -1))
     held_out = np.empty(table.rows)
@@ -86,8 +88,11 @@ def _folds(differs: Bools, folds: int, seed: int) -> Ints:
     return fold
 
 
-def _joined(table: Table, extra: Table) -> Table:
-    """The rows of both, those of `table` first."""
+def check_extra(table: Table, extra: Table | None) -> None:
+    """Raises DataError: the table has no rows, or `extra` is the same split or of other models."""
+    table.require_rows()
+    if extra is None:
+        return
     if (table.split, table.fingerprint) == (extra.split, extra.fingerprint):
         raise DataError(
             f"The extra rows are the split {extra.split!r} itself, so each would judge a score "
@@ -98,16 +103,18 @@ def _joined(table: Table, extra: Table) -> Table:
             f"The tables of {table.split!r} and {extra.split!r} come from different models. "
             "Replay both with the same pair of bundles."
         )
-    columns = ("pinned", "edge_label", "cloud_label", "true_label")
-    return Table(
+
+
+def _joined(table: Table, extra: Table) -> Table:
+    """The rows of both, those of `table` first."""
+    return replace(
+        table,
         signals={name: np.append(table.signals[name], extra.signals[name]) for name in SIGNALS},
-        **{name: np.append(getattr(table, name), getattr(extra, name)) for name in columns},
-        labels=table.labels,
+        pinned=np.append(table.pinned, extra.pinned),
+        edge_label=np.append(table.edge_label, extra.edge_label),
+        cloud_label=np.append(table.cloud_label, extra.cloud_label),
+        true_label=np.append(table.true_label, extra.true_label),
         split=f"{table.split}+{extra.split}",
-        fingerprint=table.fingerprint,
-        edge_sha256=table.edge_sha256,
-        cloud_sha256=table.cloud_sha256,
-        edge_artifact=table.edge_artifact,
     )
 
 
@@ -137,6 +144,8 @@ def fit_logistic(
         strength: the penalty of a weight of a standardised feature. That of `log_odds` bears a
             hundredth: with much of it, the score is the edge's own log-odds, recalibrated.
     """
+    from sklearn.linear_model import LogisticRegression
+
     agrees = ~table.differs[rows]
     if agrees.all() or not agrees.any():
         return FALLBACK
@@ -186,8 +195,8 @@ def fit_boosted(
     rows: Ints,
     *,
     features: Sequence[str] = FEATURES,
-    trees: int = 60,
-    depth: int = 3,
+    trees: int = 40,
+    depth: int = 2,
     rate: float = 0.1,
     leaf_rows: int = 30,
 ) -> Boosted | Logistic:
@@ -200,6 +209,8 @@ def fit_boosted(
         leaf_rows: the fewest rows of a leaf. A leaf with no disagreement claims certainty, so it
             needs enough rows to be meant.
     """
+    from sklearn.ensemble import GradientBoostingClassifier
+
     agrees = ~table.differs[rows]
     if agrees.all() or not agrees.any() or rows.size < 2 * leaf_rows:
         return FALLBACK
@@ -211,7 +222,7 @@ def fit_boosted(
     return plain(model, features)
 
 
-def plain(model: GradientBoostingClassifier, features: Sequence[str]) -> Boosted:
+def plain(model: "GradientBoostingClassifier", features: Sequence[str]) -> Boosted:
     """A fitted two-class model -> the same as plain numbers: its `decision_function`."""
     share = model.init_.class_prior_[1]
     return Boosted(

@@ -5,10 +5,11 @@ Out: one number, or a curve. O(n log n): one sort and cumulative sums.
 
 Rows of equal score cannot be told apart by a threshold. Areas take the mean over every order of
 them; coverages and call shares count only what a threshold can do. A message that must stay at the
-edge whatever its score has the score +inf.
+edge whatever its score has the score +inf, and one that must leave it -inf: no threshold keeps it.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,12 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
+Interval: TypeAlias = tuple[float, float]
+
+_Z95: Final = 1.959963984540054  # of the normal distribution, two-sided
+
+
+# ---- of a score -----------------------------------------------------------------------------
 
 
 class GapCurve(NamedTuple):
@@ -70,15 +77,40 @@ def hindsight_coverage(score: Floats, differs: Bools, risk: float) -> float:
     Risk is the share of all messages answered at the edge otherwise than by the cloud. The
     threshold has seen the answers: an upper bound for a rule that has not.
     """
-    kept, failures = _thresholds(score, differs)
-    return float(kept[failures / score.size <= risk].max() / score.size)
+    return hindsight_coverage_within(score, differs, differs, differs.size, risk=risk)
 
 
 def hindsight_coverage_at_agreement(score: Floats, differs: Bools, agreement: float) -> float:
     """The same for the agreement among the messages kept: at least `agreement`, 1 of none kept."""
+    return hindsight_coverage_within(score, differs, differs, differs.size, agreement=agreement)
+
+
+def hindsight_coverage_within(
+    score: Floats,
+    differs: Bools,
+    lost: npt.NDArray[Any],
+    labelled: int,
+    *,
+    risk: float | None = None,
+    agreement: float | None = None,
+    accuracy_loss: float | None = None,
+) -> float:
+    """The same for all the limits given, at once; 0 if no threshold keeps them.
+
+    Args:
+        lost: 1 where only the cloud is right, -1 where only the edge is, else 0.
+        labelled: rows with a true label, over which accuracy is lost; at least one.
+    """
     kept, failures = _thresholds(score, differs)
-    agreed = np.append(1.0, (kept[1:] - failures[1:]) / kept[1:])
-    return float(kept[agreed >= agreement].max() / score.size)
+    _, losses = _thresholds(score, lost)
+    within = np.ones(kept.size, np.bool_)
+    if risk is not None:
+        within &= failures / score.size <= risk
+    if agreement is not None:
+        within &= np.append(1.0, (kept[1:] - failures[1:]) / kept[1:]) >= agreement
+    if accuracy_loss is not None:
+        within &= losses / labelled <= accuracy_loss
+    return float(kept[within].max(initial=0) / score.size)
 
 
 def gap_curve(score: Floats, edge_right: Bools, cloud_right: Bools) -> GapCurve | None:
@@ -118,9 +150,10 @@ def cpt(score: Floats, edge_right: Bools, cloud_right: Bools, gap: float) -> flo
     return None if found is None else float(found.cloud_share[np.argmax(found.recovered >= gap)])
 
 
-def _thresholds(score: Floats, failed: Bools) -> tuple[Ints, Ints]:
+def _thresholds(score: Floats, failed: npt.NDArray[Any]) -> tuple[Ints, Ints]:
     """Rows kept and failures among them at every threshold, the one that keeps nothing first."""
     order, ends = _runs(-score, failed)
+    ends = ends[score[order[ends]] > -np.inf]
     return np.append(0, ends + 1), np.append(0, np.cumsum(failed[order].astype(np.int64))[ends])
 
 
@@ -144,3 +177,75 @@ def _spread(values: Floats, ends: Ints) -> Floats:
     sizes = np.diff(ends, prepend=-1)
     sums = np.diff(np.cumsum(values)[ends], prepend=0.0)
     return np.repeat(sums / sizes, sizes)
+
+
+# ---- of the rows alone ----------------------------------------------------------------------
+
+
+class Oracle(NamedTuple):
+    """The best accuracy that any routing of the rows has within each cloud share. Corners only."""
+
+    cloud_share: Floats
+    accuracy: Floats
+
+
+def oracle(edge_right: Bools, cloud_right: Bools, pinned: Bools, labelled: int) -> Oracle:
+    """Escalates only where it helps, and nothing that is pinned: no score can lie above it.
+
+    It has seen the true labels. Once all that only the cloud gets right is escalated, more money
+    buys nothing.
+
+    Args:
+        labelled: rows with a true label, over which accuracy is taken; at least one.
+    """
+    helped = int((cloud_right & ~edge_right & ~pinned).sum())
+    right = int(edge_right.sum()) + np.array([0, helped, helped])
+    share = np.array([0.0, helped / pinned.size, 1.0 - float(pinned.mean())])
+    return Oracle(share, right / labelled)
+
+
+# ---- intervals ------------------------------------------------------------------------------
+
+
+def wilson(counts: Any, of: Any) -> tuple[Any, Any]:
+    """The 95% score intervals (low, high) of shares, as numbers or columns; 0 to 1 of no rows.
+
+    Wilson, JASA 22 (1927): holds about 95% even for few rows and shares near 0 or 1.
+    """
+    rows = np.maximum(1, of)
+    share, z2 = counts / rows, _Z95 * _Z95 / rows
+    middle = (share + z2 / 2) / (1 + z2)
+    half = np.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+    # The bounds are clipped at the share itself, so that rounding never puts it outside.
+    low, high = np.clip(middle - half, 0.0, share), np.clip(middle + half, share, 1.0)
+    return np.where(of, low, 0.0), np.where(of, high, 1.0)
+
+
+def bootstrap(
+    metrics: Callable[..., Mapping[str, float | None]], *columns: npt.NDArray[Any],
+    draws: int = 200, seed: int = 0,
+) -> dict[str, Interval | None]:  # fmt: skip
+    """95% percentile intervals of every metric over rows drawn again, with replacement.
+
+    Efron, Annals of Statistics 7 (1979). Draws without a value are left out, and None is the answer
+    if these are more than a twentieth.
+
+    Args:
+        metrics: the columns -> the metrics by name.
+    """
+    dice = np.random.default_rng(seed)
+    rows = columns[0].size
+    found: list[Mapping[str, float | None]] = []
+    for _ in range(draws):
+        # In the old order, so that columns that were sorted stay so: sorting them again is cheap.
+        drawn = np.sort(dice.integers(0, rows, rows))
+        found.append(metrics(*(column[drawn] for column in columns)))
+    return {name: _middle([one[name] for one in found]) for name in found[0]}
+
+
+def _middle(values: list[float | None]) -> Interval | None:
+    known = [value for value in values if value is not None]
+    if len(known) < 0.95 * len(values):
+        return None
+    low, high = np.percentile(known, (2.5, 97.5))
+    return float(low), float(high)

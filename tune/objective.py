@@ -58,12 +58,17 @@ class Shape(BaseModel):
 
 
 class FrontPoint(BaseModel):
-    """A policy and what it does to the table that it was searched on."""
+    """A policy and what it does to the table that it was searched on.
+
+    `scorer` names what stands in the pool (scorers.py); None: a weighted score that the sweep made.
+    The outcome of a learned scorer is of its held-out column: no row judged a model that saw it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: RouterPolicy
     outcome: Outcome
+    scorer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,11 @@ class Curve:
     @property
     def accuracy(self) -> Floats:
         return _share(self.right, self.known)
+
+    @property
+    def value(self) -> Floats:
+        """What a sweep maximises: accuracy; of a table without labels, agreement with the cloud."""
+        return self.accuracy if self.known else 1.0 - self.risk
 
     @property
     def edge_share(self) -> Floats:
@@ -115,8 +125,8 @@ def kept(policy: RouterPolicy, table: Table) -> Bools:
         ReleaseError: the policy names a class that the table's models never answer with.
     """
     policy.check_classes(table.labels)
-    edge, free = _by_rule(policy, table)
-    trusted: Bools = edge | (free & (_trust(policy, table) >= policy.threshold))
+    edge, free = by_rule(policy, table)
+    trusted: Bools = edge | (free & (trusts(policy, table) >= policy.threshold))
     return trusted
 
 
@@ -131,11 +141,22 @@ def evaluate(policy: RouterPolicy, table: Table, prices: Prices) -> Outcome:
     )  # fmt: skip
 
 
-def curve(shape: Shape, table: Table) -> Curve:
-    """Every threshold that tells two rows apart. Raises DataError if the table is empty."""
+def curve(shape: Shape, table: Table, trust: Floats | None = None) -> Curve:
+    """Every threshold that tells two rows apart.
+
+    Args:
+        trust: (n,), in place of what the shape's score and class margins say: of a learned score,
+            each row by a model that did not see it (`Scorer.trust`).
+
+    Raises:
+        DataError: the table is empty.
+        ValueError: `trust` has other rows than the table.
+    """
     table.require_rows()
-    score = _trust(shape, table)
-    edge, free = _by_rule(shape, table)
+    score = trusts(shape, table) if trust is None else trust
+    if score.shape != (table.rows,):
+        raise ValueError(f"the trust is of shape {score.shape}, the table has {table.rows} rows")
+    edge, free = by_rule(shape, table)
     rows = np.flatnonzero(free)
     rows = rows[np.argsort(-score[rows], kind="stable")]
     falling = score[rows]
@@ -170,14 +191,14 @@ def front(points: Sequence[FrontPoint]) -> list[FrontPoint]:
     return [points[i] for i in pareto(cost, accuracy)]
 
 
-def _trust(shape: Shape | RouterPolicy, table: Table) -> Floats:
+def trusts(shape: Shape | RouterPolicy, table: Table) -> Floats:
     made = trust(shape.score, shape.class_margins, table.evidence)
     # A score without parts is a plain 0.0: it stands for a column of zeros.
     column: Floats = np.broadcast_to(np.asarray(made), (table.rows,))
     return column
 
 
-def _by_rule(shape: Shape | RouterPolicy, table: Table) -> tuple[Bools, Bools]:
+def by_rule(shape: Shape | RouterPolicy, table: Table) -> tuple[Bools, Bools]:
     """(rows that stay at the edge whatever the threshold, rows that the threshold decides)."""
     edge, free = table.pinned, ~table.pinned
     for reason, fires in fired(shape.rules, table.evidence):

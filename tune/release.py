@@ -1,19 +1,24 @@
 """A trained pair and its splits -> tables -> sweep -> certified choice -> a release and report.
 
-The three tables are scored once, through the classifier that serves. The sweep and the choice see
-`tune` only, the certificate `certify`, the report `test`.
+The tables are scored once, through the classifier that serves, and kept. Scores learn from `tune`
+and `calibration`; the sweep and the choice see `tune`, the certificate `certify`, the report
+`test`.
 """
 
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from cluster.bundles import ModelBundle
-from cluster.errors import CertifyError
+from cluster.errors import CertifyError, ConfigError, DataError
 from cluster.files import read_json, write_json
 from cluster.progress import Report as Progress
 from cluster.progress import silent
@@ -23,23 +28,95 @@ from cluster.tracking import log_stage
 from serve_app.classifier import OnnxClassifier
 from serve_app.contracts import Message
 from serve_app.cost import Prices
+from serve_app.explain import ALTERNATIVES
+from serve_app.policy import Rules
 from tune import search
-from tune.replay import Table, replay, save_table
-from tune.report import Latency, Measured, PerTier, Report, build_report, draw, write
-from tune.select import Selection, select
+from tune.limits import Limits
+from tune.page import Disagreement, write
+from tune.pictures import draw
+from tune.recertify import USED, save_used
+from tune.replay import Table, load_table, replay, save_table
+from tune.report import Latency, Measured, PerTier, Report, build_report
+from tune.scorers import Scorer
+from tune.select import Selection, Wanted, check_classes, select
 
 PICTURES: Final = "pictures.json"
-SPLITS: Final = ("tune", "certify", "test")
+# Rows of a kept table that are scored again: signals are made by code, and code changes.
+_LOOKED_AT: Final = 16
+_COLUMNS: Final = ("pinned", "edge_label", "cloud_label", "true_label")
+SPLITS: Final = ("calibration", "tune", "certify", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pricing:
+    """What a call costs: USD per message, or per second that a message takes. None: published."""
+
+    edge_usd: float | None = None
+    cloud_usd: float | None = None
+    edge_usd_per_s: float | None = None
+    cloud_usd_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for prices of zero or below, and for two prices of one tier."""
+        for name, value in vars(self).items():
+            if value is not None and not 0 < value < float("inf"):
+                option = name.replace("_", "-")
+                raise ConfigError(f"Prices must be above zero and finite; --{option} is {value}.")
+        for tier in ("edge", "cloud"):
+            if getattr(self, f"{tier}_usd") and getattr(self, f"{tier}_usd_per_s"):
+                raise ConfigError(
+                    f"--{tier}-usd and --{tier}-usd-per-s are both given: a message has one price. "
+                    "Leave one out."
+                )
+
+    def of(self, table: Table) -> Prices:
+        """Per message; a price per second times the mean time of a message in this table."""
+        given = {
+            "edge_usd": self.edge_usd,
+            "cloud_usd": self.cloud_usd,
+            **_timed("edge_usd", self.edge_usd_per_s, table.edge_s),
+            **_timed("cloud_usd", self.cloud_usd_per_s, table.cloud_s),
+        }
+        return Prices(**{name: usd for name, usd in given.items() if usd is not None})
+
+
+def _timed(name: str, usd_per_s: float | None, mean_s: float) -> dict[str, float]:
+    return {} if usd_per_s is None else {name: usd_per_s * mean_s}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
     """What a user states: what may be given up, how sure they want to be, what a call costs."""
 
-    risk: float = 0.01
+    limits: Limits = field(default_factory=lambda: Limits(risk=0.01))
     confidence: float = 0.95
     trials: int = search.SweepConfig.trials
-    prices: Prices = field(default_factory=Prices)
+    pricing: Pricing = field(default_factory=Pricing)
+    rules: Rules = field(default_factory=Rules)
+    per_class: bool = False
+    strict: bool = False
+
+    def check(self, labels: Sequence[str]) -> None:
+        """Raises ConfigError for what nothing can meet, as far as can be told before a model runs.
+
+        Args:
+            labels: all that the models answer with.
+        """
+        check_classes(self.rules, labels)
+        limits, usd = self.limits, self.pricing.edge_usd
+        if self.pricing.edge_usd_per_s is not None:  # what a message costs is still to be measured
+            limits = limits.model_copy(update={"cost_usd": None})
+        self._wanted(limits, Prices() if usd is None else Prices(edge_usd=usd)).check()
+
+    def wanted(self, table: Table) -> Wanted:
+        """The same with the prices of a message."""
+        return self._wanted(self.limits, self.pricing.of(table))
+
+    def _wanted(self, limits: Limits, prices: Prices) -> Wanted:
+        return Wanted(
+            limits=limits, confidence=self.confidence, prices=prices, rules=self.rules,
+            per_class=self.per_class, strict=self.strict,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +124,7 @@ class Split:
     """Prepared messages and their labels, in step."""
 
     messages: Sequence[Message]
-    labels: Sequence[str]
+    labels: Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -71,27 +148,57 @@ class Pair:
 
 
 def tables(
-    pair: Pair, splits: Mapping[str, Split], folder: Path, progress: Progress = silent
+    pair: Pair, splits: Mapping[str, Split], settings: Settings, progress: Progress = silent
 ) -> dict[str, Table]:
-    """Scores every split once and keeps the tables as Parquet for later sweeps."""
+    """Scores every split once and keeps the tables as Parquet; those that still hold are read."""
     edge, cloud = OnnxClassifier.of(pair.edge), OnnxClassifier.of(pair.cloud)
     total = sum(len(splits[name].messages) for name in SPLITS)
     made: dict[str, Table] = {}
     done = 0
     for name in SPLITS:
-        split = splits[name]
-        made[name] = replay(
-            split.messages,
-            split.labels,
-            edge,
-            cloud,
-            name,
-            pair.fingerprint,
-            _shifted(progress, done, total),
-        )
-        save_table(made[name], folder / f"{name}.parquet")
+        split, file = splits[name], table_path(settings, pair, name)
+        score = partial(replay, edge=edge, cloud=cloud, split=name, fingerprint=pair.fingerprint)
+        found = _kept_table(file, split, score)
+        if found is None:
+            part = _shifted(progress, done, total)
+            found = score(split.messages, split.labels, progress=part)
+            save_table(found, file)
+        made[name] = found
         done += len(split.messages)
     return made
+
+
+def _kept_table(file: Path, split: Split, score: Callable[..., Table]) -> Table | None:
+    """The table of an earlier run, if these models and this code would make it of these rows."""
+    try:
+        found = load_table(file)
+    except DataError:
+        return None
+    rows = len(split.messages)
+    places = np.unique(np.linspace(0, rows - 1, min(rows, _LOOKED_AT)).round().astype(np.int64))
+    now = score(
+        [split.messages[i] for i in places],
+        None if split.labels is None else [split.labels[i] for i in places],
+    )
+    return found if found.rows == rows and _equal(found.of(places), now) else None
+
+
+def _equal(one: Table, other: Table) -> bool:
+    """The same values from the same models; what a message took may differ."""
+    if (one.labels, one.fingerprint, one.pins) != (other.labels, other.fingerprint, other.pins):
+        return False
+    pairs = [(one.signals[name], other.signals[name]) for name in one.signals]
+    pairs += [(getattr(one, name), getattr(other, name)) for name in _COLUMNS]
+    return all(np.array_equal(left, right) for left, right in pairs)
+
+
+def table_path(settings: Settings, release: Release | Pair, split: str) -> Path:
+    """Where the table of a pair's split is kept."""
+    if isinstance(release, Pair):
+        edge, cloud = release.edge.sha256, release.cloud.sha256
+    else:
+        edge, cloud = release.manifest.edge_sha256, release.manifest.cloud_sha256
+    return settings.home / "tables" / f"{edge[:8]}-{cloud[:8]}" / f"{split}.parquet"
 
 
 def _shifted(progress: Progress, start: int, of: int) -> Progress:
@@ -104,29 +211,41 @@ def _shifted(progress: Progress, start: int, of: int) -> Progress:
 
 
 def sweep(
-    config: TuneConfig, table: Table, settings: Settings, progress: Progress = silent
-) -> search.SweepResult:
-    """The Ray Tune search on the tune table."""
-    with tempfile.TemporaryDirectory(prefix="firstline-sweep-") as scratch:
-        return search.run(
-            search.SweepConfig(
-                storage=scratch, trials=config.trials, seed=settings.seed, prices=config.prices
-            ),
-            table,
-            progress,
-        )
+    config: TuneConfig,
+    made: Mapping[str, Table],
+    settings: Settings,
+    progress: Progress = silent,
+) -> tuple[search.SweepResult, dict[str, Scorer]]:
+    """The scorers and the Ray Tune search; a search that was killed goes on where it was."""
+    table = made["tune"]
+    pool = search.fit_pool(table, made["calibration"], progress)
+    storage = settings.home / "sweep"
+    found = search.run(
+        search.SweepConfig(
+            storage=str(storage), trials=config.trials, seed=settings.seed,
+            prices=config.pricing.of(table), rules=config.rules,
+        ),
+        table,
+        pool,
+        progress,
+    )  # fmt: skip
+    shutil.rmtree(storage, ignore_errors=True)
+    return found, pool
 
 
 def certified(
-    config: TuneConfig, result: search.SweepResult, made: Mapping[str, Table]
+    config: TuneConfig,
+    result: search.SweepResult,
+    pool: Mapping[str, Scorer],
+    made: Mapping[str, Table],
 ) -> Selection:
     """The choice on `tune`, certified on `certify`."""
     return select(
         result.risk_front + result.front,
+        pool,
         made["tune"],
         made["certify"],
-        config.risk,
-        config.confidence,
+        config.wanted(made["tune"]),
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -137,13 +256,19 @@ def make(
     made: Mapping[str, Table],
     result: search.SweepResult,
     selection: Selection,
+    used: Mapping[str, Sequence[str]],
     stages_s: Mapping[str, float],
     settings: Settings,
 ) -> tuple[Release, Report]:
-    """Writes the release with report and pictures, and logs it; promotes nothing."""
+    """Writes the release with report and pictures, and logs it; promotes nothing.
+
+    Args:
+        used: split -> fingerprints of the rows that made the release in any way.
+    """
     policy = selection.policy.model_dump(mode="json")
     certificate = selection.certificate.model_dump(mode="json")
-    prices = config.prices.model_dump(mode="json")
+    costs = config.wanted(made["tune"]).prices
+    prices = costs.model_dump(mode="json")
     parts = {"policy": policy, "certificate": certificate, "prices": prices}
     start = time.monotonic()
     identity = identity_of(pair.edge.sha256, pair.cloud.sha256, **parts)
@@ -151,7 +276,7 @@ def make(
         tune=made["tune"],
         test=made["test"],
         selection=selection,
-        prices=config.prices,
+        prices=costs,
         measured=Measured(
             release=identity,
             size_bytes=PerTier(edge=pair.edge.size_bytes, cloud=pair.cloud.size_bytes),
@@ -164,22 +289,27 @@ def make(
         folder = Path(name)
         pictures = draw(
             folder, tune=made["tune"], certify=made["certify"], test=made["test"],
-            front=result.front, selection=selection, prices=config.prices, report=report,
+            front=result.front, selection=selection, prices=costs, report=report,
         )  # fmt: skip
         spent = {**report.stages_s, "release": round(time.monotonic() - start, 1)}
         report = report.model_copy(update={"stages_s": spent})
         write(folder, report, pictures)
         write_json(folder / PICTURES, {caption: file.name for caption, file in pictures.items()})
         search.save(result, folder / "front.json")
+        others = [one.model_dump(mode="json") for one in selection.alternatives]
+        write_json(folder / ALTERNATIVES, others)
+        save_used(folder / USED, used)
         files = [path for path in sorted(folder.iterdir()) if path.is_file()]
         release = create_release(settings, edge=pair.edge, cloud=pair.cloud, **parts, extras=files)
         log_stage(
-            settings, "tune", params={"risk": config.risk, "trials": result.trials},
+            settings, "tune",
+            params={"trials": result.trials, **config.limits.model_dump(exclude_none=True)},
             metrics={
                 "policies_evaluated": result.policies_evaluated,
                 "edge_share": report.edge_share,
                 "accuracy_cascade": report.accuracy.cascade,
-                "certified_upper_bound": selection.certificate.upper_bound,
+                **{f"certified_{kind}": promise.bound
+                   for kind, promise in selection.certificate.promises.items()},
             },
             files=files, tags={"release": release.id, "dataset": pair.fingerprint},
         )  # fmt: skip
@@ -192,7 +322,14 @@ def report_of(release: Release, latency: Latency | None = None) -> Report:
     return report if latency is None else report.model_copy(update={"latency_ms": latency})
 
 
-def write_report(release: Release, report: Report, folder: Path) -> tuple[Path, Path]:
-    """report.json and report.html (pictures inside) in a folder; returns their paths."""
+def write_report(
+    release: Release, report: Report, folder: Path, worst: Sequence[Disagreement] = ()
+) -> tuple[Path, Path]:
+    """report.json and report.html (pictures inside) in a folder; returns their paths.
+
+    Args:
+        worst: shown in the page, with the words of the messages.
+    """
     named: Mapping[str, str] = read_json(release.path / PICTURES)
-    return write(folder, report, {text: release.path / file for text, file in named.items()})
+    pictures = {text: release.path / file for text, file in named.items()}
+    return write(folder, report, pictures, worst)

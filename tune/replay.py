@@ -10,8 +10,9 @@ model too: the risk of answering them at the edge belongs in the certificate.
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
@@ -37,6 +38,7 @@ _CHUNK = 64  # messages between two reports of progress
 _METADATA: Final = b"firstline_table"
 _HEADER: Final = (
     "labels", "split", "fingerprint", "edge_sha256", "cloud_sha256", "edge_artifact",
+    "edge_s", "cloud_s",
 )  # fmt: skip
 
 
@@ -73,6 +75,9 @@ class Table:
     edge_sha256: str
     cloud_sha256: str
     edge_artifact: str = MODEL
+    # Mean time of a message where it was replayed: what a price per second is multiplied by.
+    edge_s: float = 0.0
+    cloud_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises DataError for missing or non-finite signals, and for columns that do not fit."""
@@ -111,6 +116,14 @@ class Table:
     def evidence(self) -> Evidence:
         """What a policy looks at, all rows at once."""
         return Evidence(self.signals, self.edge_label, self.labels)
+
+    def of(self, rows: Bools | Ints) -> "Table":
+        """Some of the rows."""
+        return replace(
+            self,
+            signals={name: column[rows] for name, column in self.signals.items()},
+            **{name: getattr(self, name)[rows] for name in _COLUMNS},
+        )
 
     @cached_property
     def known(self) -> Bools:
@@ -176,13 +189,18 @@ def replay(
     rows: list[dict[str, float]] = []
     edge_label: list[int] = []
     cloud_label: list[int] = []
+    spent_s = [0.0, 0.0]
     for start in range(0, len(messages), _CHUNK):
         chunk = messages[start : start + _CHUNK]
         texts = [message.text for message in chunk]
+        began = time.perf_counter()
         answers = edge.predict(texts)
+        spent_s[0] += time.perf_counter() - began
         rows += [signals(message, a) for message, a in zip(chunk, answers, strict=True)]
         edge_label += [index[answer.label] for answer in answers]
+        began = time.perf_counter()
         cloud_label += [index[answer.label] for answer in cloud.predict(texts)]
+        spent_s[1] += time.perf_counter() - began
         progress(start + len(chunk), len(messages))
     return Table(
         signals={name: np.array([row[name] for row in rows], np.float64) for name in SIGNALS},
@@ -196,6 +214,8 @@ def replay(
         edge_sha256=edge.sha256,
         cloud_sha256=cloud.sha256,
         edge_artifact=edge.artifact,
+        edge_s=spent_s[0] / max(1, len(messages)),
+        cloud_s=spent_s[1] / max(1, len(messages)),
     )
 
 

@@ -1,40 +1,43 @@
-"""Tables, front and selection -> report.json, report.html and the pictures.
+"""Tables and the selection -> every figure of a release: report.json.
 
 All figures come from the `test` table, which nothing was fitted, chosen or certified on; the
-certificate speaks of its own split. Every rate carries its 95% Wilson interval. The permanent
+certificate speaks of its own split. Every figure carries a 95% interval: Wilson's for a share, the
+exact trinomial one for the accuracy lost, and the bootstrap for a metric of a score. The permanent
 baselines stand beside the cascade, and `max_probability` too: confidence alone, its threshold set
 on `tune` to the same edge share as the certified policy, so that equal costs are compared.
+
+A report holds no text of any message: it travels with the release, to the registry and to MLflow.
+pictures.py draws the tables, and page.py makes report.html.
 """
 
-import base64
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from pydantic import BaseModel, ConfigDict
-from scipy import stats
 
-from cluster.files import write_json, write_text
 from serve_app.calibration import reliability
 from serve_app.cost import Prices
+from serve_app.explain import Alternative
 from serve_app.policy import BASELINES, RouterPolicy
-from serve_app.scores import MaxProbability
+from serve_app.scores import MaxProbability, Random
+from tune import metrics
+from tune.bounds import loss_counts, loss_upper_bound
 from tune.certify import Certificate
-from tune.objective import FrontPoint, Shape, curve, evaluate
-from tune.replay import Table
+from tune.limits import QUALITY
+from tune.metrics import Interval
+from tune.objective import Shape, by_rule, curve, evaluate, kept, trusts
+from tune.replay import Bools, Floats, Table
 from tune.select import Selection
 
-INTERVAL_CONFIDENCE: Final = 0.95
+CERTIFIED: Final = "certified"
 MAX_PROBABILITY: Final = "max_probability"
-_EDGE, _CLOUD, _CERTIFIED, _QUIET = "#0a7d5a", "#3b5bdb", "#d9480f", "#868e96"
-_TEMPLATE: Final = "report.html"
+RANDOM: Final = "random"
+GAPS: Final[Mapping[str, float]] = {"50%": 0.5, "80%": 0.8, "95%": 0.95}
+_ONE_SIDED: Final = 0.975  # on each side, of a two-sided interval of 95%
 
-Interval: TypeAlias = tuple[float, float]
+
+# ---- the figures ----------------------------------------------------------------------------
 
 
 class _Frozen(BaseModel):
@@ -77,11 +80,13 @@ class AccuracyIntervals(_Frozen):
 
 
 class Intervals(_Frozen):
-    """95% Wilson intervals of the rates of the same name."""
+    """95% intervals of the figures of the same name."""
 
     accuracy: AccuracyIntervals
     edge_share: Interval
     risk: Interval
+    agreement: Interval
+    accuracy_loss: Interval
 
 
 class Cost(_Frozen):
@@ -104,10 +109,59 @@ class PolicyFigures(_Frozen):
     savings_vs_cloud_only: float
 
 
-class Report(_Frozen):
-    """report.json. `risk` is the observed one on `split`; the guaranteed one is certificate.risk"""
+class CertifiedPoint(_Frozen):
+    """The same score and rules, certified at another risk by itself; and what they do here."""
 
-    version: int = 1
+    certified: Alternative
+    figures: PolicyFigures
+
+
+class Estimate(_Frozen):
+    """A metric and its 95% bootstrap interval; None where too many draws have no value."""
+
+    value: float
+    interval: Interval | None
+
+
+class CallThreshold(_Frozen):
+    """What it takes to recover a share of the gap between edge and cloud."""
+
+    cloud_share: Estimate
+    cost_usd: Estimate
+
+
+class ScoreMetrics(_Frozen):
+    """How well one score tells what to escalate, over all its thresholds (metrics.py).
+
+    A failure is an edge that differs from the cloud; the gap is of accuracy. `apgr` is None and
+    `cpt` empty where the cloud is no better than the edge: there is no gap. `hindsight_coverage`
+    is the most that any threshold keeps within the certified limits of quality on these rows.
+    """
+
+    aurc: Estimate
+    excess_aurc: Estimate
+    auroc: Estimate | None
+    apgr: Estimate | None
+    cpt: dict[str, CallThreshold]
+    hindsight_coverage: Estimate
+
+
+class Oracle(_Frozen):
+    """Escalating only where it helps, which takes the true labels: no routing does better."""
+
+    accuracy: float
+    cloud_share: float
+    per_message_usd: float
+
+
+class Report(_Frozen):
+    """report.json. Figures are those seen on `split`; what is guaranteed is in the certificate.
+
+    `agreement` is None if nothing stays at the edge. `accuracy_loss` is against cloud-only.
+    `of_hindsight` is the edge share over the hindsight coverage of the same score.
+    """
+
+    version: Literal[2] = 2
     release: str | None
     created_at: str
     split: str
@@ -115,30 +169,24 @@ class Report(_Frozen):
     accuracy: Accuracy
     edge_share: float
     risk: float
+    agreement: float | None
+    accuracy_loss: float
     certificate: Certificate
+    alternatives: tuple[CertifiedPoint, ...]
     cost: Cost
     size_bytes: PerTier
     latency_ms: Latency
     stages_s: dict[str, float]
     intervals: Intervals
     baselines: dict[str, PolicyFigures]
+    scores: dict[str, ScoreMetrics]
+    of_hindsight: float | None
+    oracle: Oracle
     edge_calibration_error: float
     policy: RouterPolicy
 
 
-def wilson(count: int, of: int) -> Interval:
-    """The 95% Wilson score interval of a share."""
-    found = stats.binomtest(count, of).proportion_ci(INTERVAL_CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
-
-
-def max_probability(policy: RouterPolicy, tune: Table, prices: Prices) -> RouterPolicy:
-    """Confidence alone, at the edge share on `tune` that comes nearest to the policy's."""
-    shape = Shape(score=MaxProbability())
-    found = curve(shape, tune)
-    wanted = evaluate(policy, tune, prices).edge_share
-    nearest = int(np.abs(found.edge_share - wanted).argmin())
-    return shape.policy(MAX_PROBABILITY, float(found.thresholds[nearest]))
+# ---- tables -> figures ----------------------------------------------------------------------
 
 
 def build_report(
@@ -156,12 +204,16 @@ def build_report(
         DataError: the test table is empty, or has no true labels.
     """
     test.require_labels()
-    policy = selection.policy
+    policy, certificate = selection.policy, selection.certificate
     ours = _figures(policy, test, prices)
-    known = int(test.known.sum())
+    known, at_edge = int(test.known.sum()), kept(policy, test)
     edge, cloud = int(test.edge_right.sum()), int(test.cloud_right.sum())
+    agreed, stayed = int((at_edge & ~test.differs).sum()), int(at_edge.sum())
+    losses, gains = loss_counts(at_edge, test.edge_right, test.cloud_right)
     said = test.signals["confidence"][test.known]
     rivals = (*BASELINES, max_probability(policy, tune, prices))
+    scores = _scores(policy, certificate, test, prices)
+    hindsight = scores[CERTIFIED].hindsight_coverage.value
     return Report(
         release=measured.release,
         created_at=created_at,
@@ -170,7 +222,10 @@ def build_report(
         accuracy=Accuracy(edge=edge / known, cloud=cloud / known, cascade=ours.accuracy),
         edge_share=ours.edge_share,
         risk=ours.risk,
-        certificate=selection.certificate,
+        agreement=agreed / stayed if stayed else None,
+        accuracy_loss=(losses - gains) / known,
+        certificate=certificate,
+        alternatives=_alternatives(selection, test, prices),
         cost=Cost(
             per_message_usd=ours.per_message_usd,
             cloud_only_usd=prices.cloud_usd,
@@ -183,13 +238,33 @@ def build_report(
             accuracy=AccuracyIntervals(
                 edge=wilson(edge, known), cloud=wilson(cloud, known), cascade=ours.accuracy_interval
             ),
-            edge_share=wilson(round(ours.edge_share * test.rows), test.rows),
+            edge_share=wilson(stayed, test.rows),
             risk=ours.risk_interval,
+            agreement=wilson(agreed, stayed),
+            accuracy_loss=_loss_interval(losses, gains, known),
         ),
         baselines={rival.name: _figures(rival, test, prices) for rival in rivals},
+        scores=scores,
+        of_hindsight=ours.edge_share / hindsight if hindsight else None,
+        oracle=_oracle(test, prices),
         edge_calibration_error=reliability(said, test.edge_right[test.known]).error,
         policy=policy,
     )
+
+
+def wilson(count: int, of: int) -> Interval:
+    """The 95% Wilson score interval of a share; 0 to 1 of no rows."""
+    low, high = metrics.wilson(count, of)
+    return float(low), float(high)
+
+
+def max_probability(policy: RouterPolicy, tune: Table, prices: Prices) -> RouterPolicy:
+    """Confidence alone, at the edge share on `tune` that comes nearest to the policy's."""
+    shape = Shape(score=MaxProbability())
+    found = curve(shape, tune)
+    wanted = evaluate(policy, tune, prices).edge_share
+    nearest = int(np.abs(found.edge_share - wanted).argmin())
+    return shape.policy(MAX_PROBABILITY, float(found.thresholds[nearest]))
 
 
 def _figures(policy: RouterPolicy, table: Table, prices: Prices) -> PolicyFigures:
@@ -206,172 +281,113 @@ def _figures(policy: RouterPolicy, table: Table, prices: Prices) -> PolicyFigure
     )
 
 
-def draw(
-    folder: Path,
-    *,
-    tune: Table,
-    certify: Table,
-    test: Table,
-    front: Sequence[FrontPoint],
-    selection: Selection,
-    prices: Prices,
-    report: Report,
-) -> dict[str, Path]:
-    """Draws all pictures into the folder; returns caption -> file, in the order of the page."""
-    pareto = folder / "pareto.png"
-    risk = folder / "risk_coverage.png"
-    rivals = folder / "baselines.png"
-    diagram = folder / "reliability.png"
-    draw_pareto(pareto, front, tune, prices, selection.policy)
-    _draw_risk(risk, (tune, certify, test), selection)
-    _draw_baselines(rivals, report)
-    _draw_reliability(diagram, test)
-    return {
-        f"Accuracy against cost on the split {tune.split!r}: every policy that no other beats, "
-        "the baselines, and the certified policy": pareto,
-        f"Risk against edge share on three splits; the guarantee is {report.certificate.risk:.2%}"
-        f" at {report.certificate.confidence:.0%} confidence": risk,
-        f"Accuracy on the split {test.split!r} with 95% intervals": rivals,
-        f"Reliability of the edge's confidence on the split {test.split!r}": diagram,
-    }
-
-
-def draw_pareto(
-    path: Path,
-    front: Sequence[FrontPoint],
-    table: Table,
-    prices: Prices,
-    certified: RouterPolicy | None = None,
-) -> None:
-    """Accuracy against cost per message, baselines beside the front."""
-    figure, axes = _canvas("cost per message, USD", f"accuracy of the cascade on {table.split!r}")
-    axes.plot(
-        [point.outcome.cost_usd for point in front],
-        [point.outcome.accuracy for point in front],
-        color=_EDGE, marker=".", label="Pareto front of the sweep",
-    )  # fmt: skip
-    for policy, marker in zip(BASELINES, "sDxP", strict=True):
-        outcome = evaluate(policy, table, prices)
-        axes.scatter(
-            outcome.cost_usd, outcome.accuracy, marker=marker, color=_QUIET, label=policy.name
+def _alternatives(selection: Selection, table: Table, prices: Prices) -> tuple[CertifiedPoint, ...]:
+    shape = selection.sequence.shape
+    return tuple(
+        CertifiedPoint(
+            certified=one,
+            figures=_figures(shape.policy(f"at-{one.risk:g}", one.threshold), table, prices),
         )
-    if certified is not None:
-        outcome = evaluate(certified, table, prices)
-        axes.scatter(
-            outcome.cost_usd, outcome.accuracy,
-            marker="*", s=180, color=_CERTIFIED, zorder=3, label="certified policy",
-        )  # fmt: skip
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    _save(figure, axes, path)
-
-
-def _draw_risk(path: Path, tables: Sequence[Table], selection: Selection) -> None:
-    figure, axes = _canvas(
-        "edge share (coverage)", "risk: answered otherwise than by the cloud, of all"
+        for one in selection.alternatives
     )
-    policy, certificate = selection.policy, selection.certificate
-    for table, colour in zip(tables, (_QUIET, _EDGE, _CLOUD), strict=True):
-        found = curve(Shape.of(policy), table)
-        axes.plot(found.edge_share, found.risk, color=colour, label=f"{table.split} rows")
-    axes.axhline(certificate.risk, color=_CERTIFIED, linestyle="--", label="guaranteed")
-    axes.errorbar(
-        [certificate.edge_share], [certificate.observed_risk],
-        yerr=[[0.0], [certificate.upper_bound - certificate.observed_risk]],
-        marker="*", markersize=13, capsize=4, color=_CERTIFIED, label="certified, with its bound",
-    )  # fmt: skip
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
-    _save(figure, axes, path)
 
 
-def _draw_baselines(path: Path, report: Report) -> None:
-    figure, axes = _canvas(f"accuracy on {report.split!r}, 95% interval", "")
-    rows: list[tuple[str, float, Interval]] = [
-        (f"{name} ({found.edge_share:.0%} edge)", found.accuracy, found.accuracy_interval)
-        for name, found in report.baselines.items()
-    ]
-    ours = f"certified ({report.edge_share:.0%} edge)"
-    rows.append((ours, report.accuracy.cascade, report.intervals.accuracy.cascade))
-    for place, (name, value, (low, high)) in enumerate(rows):
-        axes.errorbar(
-            [value], [place], xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
-            marker="o", capsize=4, color=_CERTIFIED if name == ours else _QUIET,
-        )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _save(figure, axes, path, legend=False)
-
-
-def _draw_reliability(path: Path, table: Table) -> None:
-    found = reliability(table.signals["confidence"][table.known], table.edge_right[table.known])
-    figure, axes = _canvas("confidence of the edge", "accuracy of the edge")
-    axes.plot([0, 1], [0, 1], color=_QUIET, linestyle="--", label="perfectly calibrated")
-    axes.scatter(
-        found.confidence, found.accuracy, s=20 + 400 * found.count / max(1, found.count.sum()),
-        color=_EDGE, alpha=0.8, label=f"edge (calibration error {found.error:.3f})",
-    )  # fmt: skip
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
-    _save(figure, axes, path)
-
-
-def _canvas(x: str, y: str) -> tuple[Figure, Axes]:
-    # No pyplot: it keeps figures in a global, and picks a screen where there is one.
-    figure = Figure(figsize=(7.0, 4.4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Figure, axes: Axes, path: Path, *, legend: bool = True) -> None:
-    if legend:
-        axes.legend(frameon=False, fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
-def write(folder: Path, report: Report, pictures: Mapping[str, Path]) -> tuple[Path, Path]:
-    """Writes report.json and report.html, and returns their paths."""
-    data, page = folder / "report.json", folder / "report.html"
-    write_json(data, report.model_dump(mode="json"))
-    write_text(page, render_html(report, pictures))
-    return data, page
-
-
-def render_html(report: Report, pictures: Mapping[str, Path]) -> str:
-    """One page that needs nothing else: the pictures (caption -> PNG) are inside it."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _loss_interval(losses: int, gains: int, known: int) -> Interval:
+    """Both one-sided exact bounds: accuracy lost one way is accuracy gained the other way."""
+    return (
+        -loss_upper_bound(gains, losses, known, _ONE_SIDED),
+        loss_upper_bound(losses, gains, known, _ONE_SIDED),
     )
-    environment.filters.update(_FILTERS)
-    images = {
-        caption: base64.b64encode(path.read_bytes()).decode("ascii")
-        for caption, path in pictures.items()
+
+
+def _oracle(table: Table, prices: Prices) -> Oracle:
+    found = metrics.oracle(
+        table.edge_right, table.cloud_right, table.pinned, int(table.known.sum())
+    )
+    share = float(found.cloud_share[1])
+    return Oracle(
+        accuracy=float(found.accuracy[1]),
+        cloud_share=share,
+        per_message_usd=prices.per_message(share),
+    )
+
+
+# ---- metrics of scores ----------------------------------------------------------------------
+
+
+def _scores(
+    policy: RouterPolicy, certificate: Certificate, table: Table, prices: Prices
+) -> dict[str, ScoreMetrics]:
+    shapes = {
+        CERTIFIED: Shape.of(policy),
+        MAX_PROBABILITY: Shape(score=MaxProbability()),
+        RANDOM: Shape(score=Random()),
     }
-    return environment.get_template(_TEMPLATE).render(report=report, images=images)
+    limits: dict[str, float] = {
+        kind: certificate.promises[kind].limit for kind in QUALITY if kind in certificate.promises
+    }
+    return {
+        name: score_metrics(order(shape, table), table, limits, prices)
+        for name, shape in shapes.items()
+    }
 
 
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}%"
+def order(shape: Shape, table: Table) -> Floats:
+    """Each row's score; +inf where a rule keeps it at the edge, -inf where one sends it away."""
+    edge, free = by_rule(shape, table)
+    ruled = np.where(edge, np.inf, -np.inf)
+    return np.where(free, trusts(shape, table), ruled)
 
 
-def _interval(found: Interval) -> str:
-    return f"{100 * found[0]:.1f} to {100 * found[1]:.1f}%"
+def score_metrics(
+    score: Floats, table: Table, limits: Mapping[str, float], prices: Prices
+) -> ScoreMetrics:
+    """Args: limits: certified, of risk, agreement or the accuracy lost."""
+    # In the order of the score, which makes the 200 sorts of the bootstrap cheap.
+    rows = np.argsort(score, kind="stable")
+    columns = (table.differs, table.edge_right, table.cloud_right, table.known)
+    sorted_columns = [column[rows] for column in (score, *columns)]
+    measure = _measure(limits)
+    values, intervals = measure(*sorted_columns), metrics.bootstrap(measure, *sorted_columns)
+    made = {
+        name: Estimate(value=value, interval=intervals[name])
+        for name, value in values.items()
+        if value is not None
+    }
+    return ScoreMetrics(
+        aurc=made["aurc"],
+        excess_aurc=made["excess_aurc"],
+        auroc=made.get("auroc"),
+        apgr=made.get("apgr"),
+        cpt={name: _call_threshold(made[name], prices) for name in GAPS if name in made},
+        hindsight_coverage=made["hindsight_coverage"],
+    )
 
 
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB"
+def _measure(limits: Mapping[str, float]) -> Callable[..., dict[str, float | None]]:
+    def measure(
+        score: Floats, differs: Bools, edge_right: Bools, cloud_right: Bools, known: Bools
+    ) -> dict[str, float | None]:
+        lost = cloud_right.astype(np.int64) - edge_right
+        return {
+            "aurc": metrics.aurc(score, differs),
+            "excess_aurc": metrics.excess_aurc(score, differs),
+            "auroc": metrics.auroc(score, ~differs),
+            "apgr": metrics.apgr(score, edge_right, cloud_right),
+            "hindsight_coverage": metrics.hindsight_coverage_within(
+                score, differs, lost, max(1, int(known.sum())), **limits
+            ),
+        } | {name: metrics.cpt(score, edge_right, cloud_right, gap) for name, gap in GAPS.items()}
+
+    return measure
 
 
-_FILTERS: Final[Mapping[str, Any]] = {
-    "percent": _percent,
-    "interval": _interval,
-    "megabytes": _megabytes,
-}
+def _call_threshold(share: Estimate, prices: Prices) -> CallThreshold:
+    span = share.interval
+    return CallThreshold(
+        cloud_share=share,
+        cost_usd=Estimate(
+            value=prices.per_message(share.value),
+            interval=span and (prices.per_message(span[0]), prices.per_message(span[1])),
+        ),
+    )

@@ -1,28 +1,39 @@
-"""The sweep: a table -> the Pareto front of accuracy against cost, by Ray Tune with Optuna.
+"""The sweep: a table and a pool of scorers -> the Pareto front, by Ray Tune with Optuna.
 
     python -m tune.search --table .firstline/tables/<pair>/tune.parquet --out .firstline/sweep
 
-A trial is one weights vector. It tries every floor and every threshold of it, thousands of
-policies, since all thresholds together cost one sort; and it returns the policies that nothing in
-the trial dominates. The front is the union of what the trials returned.
+A trial is one point of the space (space.py): a scorer of the pool or a vector of weights, and hard
+rules. It tries every floor and every threshold of it, thousands of policies, since all thresholds
+together cost one sort; and it returns the policies that nothing in the trial dominates. The front
+is the union of what the trials returned. No row judges a scorer that saw it (scorers.py).
 
 Optuna needs two numbers per trial, not a front. So each trial also draws a `cloud_share_budget`
-and answers with the accuracy and cost of its most accurate policy within that budget (the cheapest
-of equals). Optuna's multi-objective TPE thus learns which weights serve which part of the front;
-the budget steers the search only, and takes no policy away.
+and answers with the value and cost of its best policy within that budget (the cheapest of equals).
+Optuna's multi-objective TPE thus learns which points serve which part of the front; the budget
+steers the search only, and takes no policy away.
+
+A sweep that was killed goes on where it was: its trials stand in a folder that is named by a hash
+of the table, the pool and the config. Tune keeps its state there as pickles, so nobody else may be
+able to write there.
 """
 
 import argparse
+import hashlib
 import json
+import logging
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import optuna
+import ray
 from pydantic import TypeAdapter
 from ray.tune import (
     Callback,
@@ -31,7 +42,6 @@ from ray.tune import (
     RunConfig,
     TuneConfig,
     Tuner,
-    quniform,
     report,
     with_parameters,
     with_resources,
@@ -39,96 +49,187 @@ from ray.tune import (
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster.errors import FirstlineError
-from cluster.files import write_json
+from cluster.files import read_json, sha256_json, write_json
 from cluster.progress import Report, silent, stage
 from serve_app.cost import Prices
-from serve_app.policy import RouterPolicy
+from serve_app.policy import Rules
 from serve_app.scores import Weighted
-from tune.objective import Curve, FrontPoint, Outcome, Shape, curve, pareto
-from tune.replay import Floats, Table, load_table
-from tune.space import BUDGET, FLOORS, SPACE, STARTS, weights_of
+from tune import scorers as pools
+from tune.fit import check_extra
+from tune.objective import Curve, FrontPoint, Shape, curve, pareto
+from tune.replay import Floats, Ints, Table, load_table
+from tune.scorers import Scorer
+from tune.space import BUDGET, FLOORS, SCORER, WEIGHTS, Point, Space, rules_of, simplicity
+from tune.space import weights_of as weights_in
 
-# One row per policy that a trial returns. Columns: floor, threshold, then those of Outcome.
-Found: TypeAlias = Floats
-_OUTCOME: Final = ("accuracy", "cost_usd", "edge_share", "cloud_share", "risk")
-_ACCURACY, _COST, _CLOUD, _RISK = 2, 3, 5, 6
 # A trial is pure: it only ever dies with its worker, so it is worth another try.
 _RETRIES: Final = 2
+_TUNE_ENV: Final = {
+    # How often the state is written: what a killed sweep may lose.
+    "TUNE_GLOBAL_CHECKPOINT_S": "0.5",
+    # Nobody reads CSV or TensorBoard logs of every trial.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Callbacks in a RunConfig are pickled, and Tune would import all of MLflow to count them: 3 s.
+    "RAY_TUNE_CALLBACKS": "tune.search.Ticker,ray.tune.logger.JsonLoggerCallback",
+}
+_COLUMNS: Final = ("pinned", "edge_label", "cloud_label", "true_label")
+_ENDED: ContextVar[Callable[[int], None]] = ContextVar("ended", default=lambda done: None)
+_SHARED: Final = {"score", "class_margins"}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """How to search. `storage` is a folder or any fsspec URL that all nodes can write.
 
+    `rules` are the user's own: they hold in every policy, and a trial may only add to them.
+
     With one trial at a time a seed gives the same front every time; and as a trial takes less time
     than Tune spends on starting it, more at once pays only for tables of a million rows.
     """
 
     storage: str
-    trials: int = 64
+    trials: int = 80
     seed: int = 0
     concurrent_trials: int = 1
     prices: Prices = field(default_factory=Prices)
+    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """`front`: not dominated in (cost, accuracy). `risk_front`: not dominated in (cost, risk),
-    where a certified choice starts from. Both cheapest first."""
+    """`front`: not dominated in (cost, accuracy), or of a table without labels in (cost, risk).
+    `risk_front`: not dominated in (cost, risk), where a certified choice starts from. Both cheapest
+    first. `scorers`: the finished scores of the pool that they use, by name."""
 
     front: list[FrontPoint]
     risk_front: list[FrontPoint]
+    scorers: dict[str, Shape]
     trials: int
     policies_evaluated: int
     seconds: float
 
 
-class _Ticker(Callback):
-    """Tells `progress` about each trial that ended."""
-
-    def __init__(self, progress: Report, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._done += 1
-        self._progress(self._done, self._total)
-
-
-def run(config: SweepConfig, table: Table, progress: Report = silent) -> SweepResult:
-    """Searches on the connected cluster; the caller has called `cluster.connect.connect`.
+def fit_pool(
+    table: Table, extra: Table | None = None, progress: Report = silent
+) -> dict[str, Scorer]:
+    """`tune.scorers.pool` on the connected cluster: one task for each learned scorer.
 
     Raises:
-        DataError: the table is empty, or has no true labels.
+        DataError: the table has no rows, or `extra` is the same split or of other models.
     """
-    table.require_labels()
+    check_extra(table, extra)
+    rows, more, fit = ray.put(table), ray.put(extra), ray.remote(pools.learned)
+    tasks = {fit.remote(name, how, rows, more): name for name, how in pools.learners(table).items()}
+    waiting = list(tasks)
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        progress(len(tasks) - len(waiting), len(tasks), tasks[ready[0]])
+    return pools.singles(table) | {name: ray.get(task) for task, name in tasks.items()}
+
+
+def run(
+    config: SweepConfig, table: Table, pool: Mapping[str, Scorer], progress: Report = silent
+) -> SweepResult:
+    """Searches on the connected cluster; the caller has called `cluster.connect.connect`.
+
+    Args:
+        pool: the scorers of this table, `fit_pool` or `tune.scorers.pool`.
+
+    Raises:
+        DataError: the table is empty.
+    """
+    table.require_rows()
     start = time.monotonic()
-    results = _tuner(config, table, progress).fit()
-    if results.num_errors:
-        raise results.errors[0]
-    found = [(weights_of(r.config), _unpack(r.metrics["found"])) for r in _ordered(results)]
+    results = _results(config, table, pool, progress)
+    found = [_Found.of(result, table) for result in results]
+    front = _merge(config, pool, found, "front")
+    risk_front = _merge(config, pool, found, "risk_front")
+    used = {point.scorer for point in front + risk_front}
     return SweepResult(
-        front=_merge(found, _ACCURACY, 1.0, "front"),
-        risk_front=_merge(found, _RISK, -1.0, "risk_front"),
+        front=front,
+        risk_front=risk_front,
+        scorers={name: _shape(pool[name]) for name in pool if name in used},
         trials=len(results),
-        policies_evaluated=sum(r.metrics["policies"] for r in _ordered(results)),
+        policies_evaluated=sum(result.metrics["policies"] for result in results),
         seconds=time.monotonic() - start,
     )
 
 
-def _tuner(config: SweepConfig, table: Table, progress: Report) -> Tuner:
+# ---- Ray Tune -----------------------------------------------------------------------------------
+
+
+class Ticker(Callback):
+    """Tells of each trial that ended. Tune makes it by its name, so it holds nothing itself."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        ended = {one.trial_id for one in trials if one.is_finished()} | {trial.trial_id}
+        _ENDED.get()(len(ended))
+
+
+@contextmanager
+def _watched(progress: Report, total: int) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _TUNE_ENV}
+    token = _ENDED.set(lambda done: progress(done, total))
+    os.environ.update(_TUNE_ENV)
+    try:
+        yield
+    finally:
+        _ENDED.reset(token)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _results(
+    config: SweepConfig, table: Table, pool: Mapping[str, Scorer], progress: Report
+) -> list[Any]:
+    """Of all trials, in an order that does not depend on which came first: the simplest first."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = Space.of(pool, table)
+    name = f"sweep-{_key(config, table, pool, space)[:16]}"
+    trainable = with_resources(
+        with_parameters(
+            _trial, table=table, pool=dict(pool), rules=config.rules, prices=config.prices
+        ),
+        {"cpu": 1},
+    )
+    with _watched(progress, config.trials):
+        results = _resumed(config, f"{config.storage}/{name}", trainable)
+        if results is None:
+            results = _tuner(config, name, space, trainable).fit()
+    if results.num_errors:
+        raise results.errors[0]
+    every = [results[i] for i in range(len(results))]
+    return sorted(
+        every, key=lambda r: (*simplicity(r.config), json.dumps(r.config, sort_keys=True))
+    )
+
+
+def _resumed(config: SweepConfig, path: str, trainable: Any) -> ResultGrid | None:
+    """Goes on with what is in the folder; None if there is nothing, or nothing that can be read."""
+    if not Tuner.can_restore(path):
+        return None
+    try:
+        tuner = Tuner.restore(path, trainable, restart_errored=True)
+        tuner.get_results()  # raises where the state was cut off: Tune itself would run one trial
+        results = tuner.fit()
+    except Exception as error:  # noqa: BLE001  whatever is wrong with old state, a new sweep is right
+        logger.warning("The sweep in %s cannot go on (%s); it starts anew.", path, error)
+        return None
+    return results if len(results) == config.trials else None
+
+
+def _tuner(config: SweepConfig, name: str, space: Space, trainable: Any) -> Tuner:
     search = OptunaSearch(
-        metric=["accuracy", "cost_usd"],
+        space=space,
+        metric=["value", "cost_usd"],
         mode=["max", "min"],
-        points_to_evaluate=[dict(point) for point in STARTS],
+        points_to_evaluate=space.starts,
         seed=config.seed,
     )
-    trainable = with_parameters(_trial, table=table, prices=config.prices)
     return Tuner(
-        with_resources(trainable, {"cpu": 1}),
-        param_space={name: quniform(*limits) for name, limits in SPACE.items()},
+        trainable,
         tune_config=TuneConfig(
             search_alg=search,
             num_samples=config.trials,
@@ -138,10 +239,9 @@ def _tuner(config: SweepConfig, table: Table, progress: Report) -> Tuner:
             trial_dirname_creator=_folder_name,
         ),
         run_config=RunConfig(
-            name="sweep",
+            name=name,
             storage_path=config.storage,
             verbose=0,
-            callbacks=[_Ticker(progress, config.trials)],
             failure_config=FailureConfig(max_failures=_RETRIES),
         ),
     )
@@ -151,84 +251,164 @@ def _folder_name(trial: Any) -> str:
     return f"trial-{trial.trial_id}"
 
 
-def _trial(point: Mapping[str, float], *, table: Table, prices: Prices) -> None:
-    """One weights vector with all its floors and thresholds; runs on a Ray worker."""
-    score = Weighted(weights=weights_of(point))
-    shapes = [Shape(score=score, min_confidence=floor) for floor in FLOORS]
-    everything = np.concatenate(
-        [_rows(shape.min_confidence, curve(shape, table), prices) for shape in shapes]
-    )
-    best = _best_within(everything, point[BUDGET])
-    useful = np.union1d(
-        pareto(everything[:, _COST], everything[:, _ACCURACY]),
-        pareto(everything[:, _COST], -everything[:, _RISK]),
-    )
-    # As text: Tune's loggers would make a TensorBoard histogram of every list.
-    found = json.dumps(everything[useful].tolist())
-    report(
+def _key(config: SweepConfig, table: Table, pool: Mapping[str, Scorer], space: Space) -> str:
+    """Of everything that a sweep's result depends on; another key is another sweep."""
+    columns = [*(getattr(table, name) for name in _COLUMNS), *table.signals.values()]
+    rows = hashlib.sha256()
+    for column in [*columns, *(scorer.trust for scorer in pool.values())]:
+        rows.update(np.ascontiguousarray(column).data)
+    return sha256_json(
         {
-            "accuracy": float(best[_ACCURACY]),
-            "cost_usd": float(best[_COST]),
-            "policies": len(everything),
-            "found": found,
+            "rows": rows.hexdigest(),
+            "labels": table.labels,
+            "signals": list(table.signals),
+            "space": [space.scorers, {name: list(of) for name, of in space.rules.items()}],
+            "weights": dict(WEIGHTS),
+            "floors": FLOORS,
+            "config": [config.trials, config.seed, config.concurrent_trials],
+            "prices": config.prices.model_dump(),
+            "rules": config.rules.model_dump(),
+            "versions": [ray.__version__, optuna.__version__],  # which wrote the pickles
         }
     )
 
 
-def _rows(floor: float, found: Curve, prices: Prices) -> Found:
-    columns = (
-        np.full_like(found.thresholds, floor), found.thresholds,
-        found.accuracy, found.cost_usd(prices), found.edge_share, found.cloud_share, found.risk,
-    )  # fmt: skip
-    return np.stack(columns, axis=1)
+# ---- one trial ----------------------------------------------------------------------------------
 
 
-def _best_within(found: Found, budget: float) -> Floats:
-    """The most accurate row whose cloud share is within the budget; the cheapest of equals.
+def _trial(
+    point: Point, *, table: Table, pool: Mapping[str, Scorer], rules: Rules, prices: Prices
+) -> None:
+    """One scorer and its rules with all floors and thresholds; runs on a Ray worker."""
+    scorer = pool.get(point[SCORER])
+    whole = _shape_at(point, scorer, rules)
+    trust = None if scorer is None else scorer.trust
+    shapes = [whole.model_copy(update={"min_confidence": floor}) for floor in FLOORS]
+    curves = [curve(shape, table, trust) for shape in shapes]
+    every = _joined(curves)
+    floors = np.repeat(FLOORS, [one.thresholds.size for one in curves])
+    cost, value = every.cost_usd(prices), every.value
+    best = _best_within(cost, value, every.cloud_share, point[BUDGET])
+    useful = np.union1d(pareto(cost, value), pareto(cost, -every.risk))
+    columns = (floors, every.thresholds, every.edge, every.right, every.failures)
+    report(
+        {
+            "value": float(value[best]),
+            "cost_usd": float(cost[best]),
+            "policies": int(every.thresholds.size),
+            # As text: Tune flattens what it can look into.
+            "found": json.dumps([column[useful].tolist() for column in columns]),
+        }
+    )
 
-    There is always one: without a floor, the lowest threshold keeps everything at the edge.
+
+def _best_within(cost: Floats, value: Floats, cloud_share: Floats, budget: float) -> int:
+    """The policy of the highest value within the budget, the cheapest of equals.
+
+    Rules may leave none within it; then it is the cheapest of all.
     """
-    allowed = found[found[:, _CLOUD] <= budget]
-    best: Floats = allowed[np.lexsort((allowed[:, _COST], -allowed[:, _ACCURACY]))[0]]
-    return best
+    allowed = np.flatnonzero(cloud_share <= max(budget, float(cloud_share.min())))
+    return int(allowed[np.lexsort((cost[allowed], -value[allowed]))[0]])
 
 
-def _ordered(results: ResultGrid) -> list[Any]:
-    return [results[i] for i in range(len(results))]
+def _joined(curves: Sequence[Curve]) -> Curve:
+    """All policies of some curves of one table."""
+    names = ("thresholds", "edge", "right", "failures")
+    columns = {name: np.concatenate([getattr(one, name) for one in curves]) for name in names}
+    return Curve(**columns, rows=curves[0].rows, known=curves[0].known)
 
 
-def _unpack(text: str) -> Found:
-    return np.array(json.loads(text), np.float64)
+def _shape_at(point: Point, scorer: Scorer | None, fixed: Rules) -> Shape:
+    """What a point says, without a floor."""
+    own = Shape(score=Weighted(weights=weights_in(point))) if scorer is None else _shape(scorer)
+    return own.model_copy(update={"rules": rules_of(point, fixed)})
+
+
+def _shape(scorer: Scorer) -> Shape:
+    return Shape(score=scorer.score, class_margins=dict(scorer.class_margins))
+
+
+# ---- what came back -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The useful policies of one trial: their floors, and the rest as a curve."""
+
+    point: Point
+    floors: Floats
+    curve: Curve
+
+    @classmethod
+    def of(cls, result: Any, table: Table) -> "_Found":
+        floors, thresholds, *counts = json.loads(result.metrics["found"])
+        edge, right, failures = (np.array(column, np.int64) for column in counts)
+        known = int(table.known.sum())
+        found = Curve(np.array(thresholds), edge, right, failures, table.rows, known)
+        return cls(result.config, np.array(floors), found)
 
 
 def _merge(
-    found: Sequence[tuple[dict[str, float], Found]], column: int, sign: float, name: str
+    config: SweepConfig, pool: Mapping[str, Scorer], found: Sequence[_Found], name: str
 ) -> list[FrontPoint]:
-    """The front over all trials, in (cost, one column of `Found`)."""
-    rows = np.concatenate([rows for _, rows in found])
-    owner = np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])
-    best = pareto(rows[:, _COST], sign * rows[:, column])
+    """The front over all trials, in (cost, value) or, for the risk front, in (cost, risk)."""
+    every = _joined([one.curve for one in found])
+    owner, place = _places(one.floors.size for one in found)
+    worth = every.value if name == "front" else -every.risk
     return [
-        _point(f"{name}-{place:03d}", found[owner[i]][0], rows[i]) for place, i in enumerate(best)
+        _point(f"{name}-{i:03d}", config, pool, found[owner[row]], int(place[row]))
+        for i, row in enumerate(pareto(every.cost_usd(config.prices), worth))
     ]
 
 
-def _point(name: str, weights: dict[str, float], row: Floats) -> FrontPoint:
-    floor, threshold, *outcome = (float(value) for value in row)
-    policy = RouterPolicy(
-        name=name, score=Weighted(weights=weights), threshold=threshold, min_confidence=floor
+def _places(sizes: Iterable[int]) -> tuple[Ints, Ints]:
+    """Of every joined row: which part it came from, and where it stood in there."""
+    counts = list(sizes)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.concatenate([np.arange(count) for count in counts])
+
+
+def _point(
+    name: str, config: SweepConfig, pool: Mapping[str, Scorer], found: _Found, i: int
+) -> FrontPoint:
+    scorer = pool.get(found.point[SCORER])
+    shape = _shape_at(found.point, scorer, config.rules)
+    shape = shape.model_copy(update={"min_confidence": float(found.floors[i])})
+    return FrontPoint(
+        policy=shape.policy(name, float(found.curve.thresholds[i])),
+        outcome=found.curve.outcome(i, config.prices),
+        scorer=None if scorer is None else scorer.name,
     )
-    return FrontPoint(policy=policy, outcome=Outcome(**dict(zip(_OUTCOME, outcome, strict=True))))
+
+
+# ---- files --------------------------------------------------------------------------------------
 
 
 def save(result: SweepResult, path: Path) -> None:
-    """Writes the result as JSON."""
-    write_json(path, TypeAdapter(SweepResult).dump_python(result, mode="json"))
+    """Writes the result as JSON, a scorer of the pool once."""
+    made = {name: getattr(result, name) for name in ("trials", "policies_evaluated", "seconds")}
+    scorers = {
+        name: shape.model_dump(mode="json", include=_SHARED)
+        for name, shape in result.scorers.items()
+    }
+    fronts = {"front": _packed(result.front), "risk_front": _packed(result.risk_front)}
+    write_json(path, {**made, "scorers": scorers, **fronts})
+
+
+def _packed(points: Sequence[FrontPoint]) -> list[dict[str, Any]]:
+    return [
+        point.model_dump(mode="json", exclude={"policy": _SHARED} if point.scorer else None)
+        for point in points
+    ]
 
 
 def load(path: Path) -> SweepResult:
     """Reads what `save` wrote."""
-    return TypeAdapter(SweepResult).validate_json(path.read_bytes())
+    made = read_json(path)
+    for point in made["front"] + made["risk_front"]:
+        if point["scorer"]:
+            point["policy"] |= made["scorers"][point["scorer"]]
+    return TypeAdapter(SweepResult).validate_python(made)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -238,6 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Search escalation policies on a replayed table; write the Pareto front.",
     )
     parser.add_argument("--table", type=Path, required=True, help="a replayed Parquet table")
+    parser.add_argument("--extra", type=Path, help="another split's, to learn scorers from too")
     parser.add_argument("--out", type=Path, required=True, help="folder for front.json, pareto.png")
     parser.add_argument("--trials", type=int, default=SweepConfig.trials)
     parser.add_argument("--seed", type=int, help="default: FIRSTLINE_SEED")
@@ -252,9 +433,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _search(options: argparse.Namespace) -> None:
     from cluster.connect import connected
     from cluster.settings import load_settings
-    from tune.report import draw_pareto
+    from tune.pictures import draw_pareto
 
     table = load_table(options.table)
+    extra = None if options.extra is None else load_table(options.extra)
     settings = load_settings()
     out = options.out.absolute()
     config = SweepConfig(
@@ -262,8 +444,11 @@ def _search(options: argparse.Namespace) -> None:
         trials=options.trials,
         seed=settings.seed if options.seed is None else options.seed,
     )
-    with connected(settings), stage("sweep") as progress:
-        result = run(config, table, progress)
+    with connected(settings):
+        with stage("scorers") as progress:
+            pool = fit_pool(table, extra, progress)
+        with stage("sweep") as progress:
+            result = run(config, table, pool, progress)
     save(result, out / "front.json")
     draw_pareto(out / "pareto.png", result.front, table, config.prices)
     for point in result.front:
@@ -276,4 +461,7 @@ def _search(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # By its name: Tune pickles what is in __main__ by value, and could not restore it.
+    from tune.search import main as by_name
+
+    by_name()

@@ -36,7 +36,7 @@ from train_jobs.training import Compute
 ARMS: Final = ("with", "without")
 # Few labels make few steps an epoch; both arms get the same.
 EPOCHS: Final = {0.05: 40.0, 0.2: 12.0, 1.0: FinetuneConfig.epochs}
-SHORT: Final = DistillConfig(epochs=5, copies=0)
+SHORT: Final = DistillConfig(epochs=2, copies=0)
 
 
 def with_labels(dataset: Dataset, share: float, folder: Path) -> Dataset:

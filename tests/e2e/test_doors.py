@@ -96,13 +96,48 @@ def test_report_has_the_promised_shape(report: Any) -> None:
     assert set(report["accuracy"]) == {"edge", "cloud", "cascade"}
     assert set(report["size_bytes"]) == {"edge", "cloud"}
     assert set(report["latency_ms"]) == {"p50", "p95"}
-    assert {"risk", "confidence", "rows", "failures", "reference"} <= set(report["certificate"])
+    assert {"promises", "confidence", "rows", "reference"} <= set(report["certificate"])
+    assert set(report["certificate"]["promises"]["risk"]) == {
+        "limit", "observed", "bound", "failures", "rows"
+    }  # fmt: skip
     assert {"per_message_usd", "savings_vs_cloud_only"} <= set(report["cost"])
     assert {"dapt", "sweep", "certify"} <= set(report["stages_s"])
     assert report["split"] == "test"
     assert set(report["baselines"]) >= {
         "always_edge", "always_cloud", "random", "published_five_factor", "max_probability"
     }  # fmt: skip
+
+
+def test_a_release_is_certified_again_on_messages_of_another_seed(
+    shell: Shell, report: Any, data: Path, tmp_path: Path
+) -> None:
+    release, fresh = report["release"], tmp_path / "fresh.csv"
+    write_csv(fresh, 1000, 4)
+    wanted = ("--release", release, "--max-risk", "0.6")
+    seen = shell.run("certify", "--data", str(data), *wanted, code=2)
+    assert "were used to make" in seen.stderr
+    few = shell.run("certify", "--data", str(fresh), "--release", release, "--max-risk", "0.0001",
+                    "--drop-used", code=2)  # fmt: skip
+    assert "needs at least 29956" in few.stderr
+    made = shell.json(
+        "certify", "--data", str(fresh), "--drop-used", "--label-column", "label", *wanted,
+        "--max-accuracy-loss", "0.9",
+    )  # fmt: skip
+    assert set(made["promises"]) == {"risk", "accuracy_loss"}
+    shown = json.loads(shell.run("releases", "show", release).stdout)["certificates"]
+    first, second = shown
+    assert (first, shown[second]) == ("certificate.json", made)
+
+
+def test_a_message_is_explained_without_a_service(shell: Shell, report: Any) -> None:
+    words = ("explain", "where is my parcel?", "--release", report["release"])
+    made = shell.json(*words)
+    assert made["threshold"] == report["policy"]["threshold"]
+    assert sum(made["breakdown"].values()) == pytest.approx(made["trust"])
+    assert shell.run(*words).stdout.startswith("route")
+    pinned = shell.json("explain", "my card number is 4111 1111 1111 1111", *words[2:])
+    assert (pinned["route"], pinned["reason"]) == ("edge", "pii_pinned")
+    assert "visible character" in shell.run("explain", " ", *words[2:], code=2).stderr
 
 
 def test_serve_classify_promote_roll_back_stop(
@@ -118,6 +153,9 @@ def test_serve_classify_promote_roll_back_stop(
     assert answer["release"] == first
     pinned = shell.json("classify", "my card number is 4111 1111 1111 1111")
     assert (pinned[0]["route"], pinned[0]["reason"]) == ("edge", "pii_pinned")
+    asked = shell.json("explain", "where is my parcel?", "--url", "http://127.0.0.1:8765")
+    here = shell.json("explain", "where is my parcel?")
+    assert (asked["route"], asked["threshold"]) == (here["route"], here["threshold"])
 
     out = tmp_path / "answers.jsonl"
     shown = shell.run(
@@ -137,6 +175,21 @@ def test_serve_classify_promote_roll_back_stop(
     shell.run("stop")
     gone = shell.run("classify", "hello", code=2)
     assert "firstline serve" in gone.stderr
+    _replay(shell, first, second)
+
+
+def _replay(shell: Shell, first: str, second: str) -> None:
+    """Both rules on what the first has answered; the log outlives the service."""
+    releases = shell.home / "releases"
+    words = ("replay", "--since", "1h", "--release", first, "--policy")
+    same = shell.json(*words, str(releases / first / "policy.json"))
+    assert same["used"] >= 1500
+    assert same["ran"]["edge_share"] == same["candidate"]["edge_share"]
+    assert same["cells"]["newly_kept"]["messages"] == 0
+    other = shell.json(*words, str(releases / second / "policy.json"))
+    assert sum(cell["messages"] for cell in other["cells"].values()) == other["used"]
+    shown = shell.run(*words, str(releases / second / "policy.json")).stdout
+    assert "What this log cannot tell:" in shown
 
 
 def test_report_writes_a_page(shell: Shell, report: Any, tmp_path: Path) -> None:

@@ -11,14 +11,20 @@ from serve_app.cost import Prices
 from serve_app.policy import RouterPolicy
 from serve_app.scores import MaxProbability
 from tests.tables import toy_table
+from tune.limits import Limits
 from tune.objective import FrontPoint, evaluate
-from tune.report import Latency, Measured, PerTier, build_report, draw, write
-from tune.select import select
+from tune.page import write
+from tune.pictures import draw
+from tune.report import Latency, Measured, PerTier, build_report
+from tune.select import Wanted, select
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium"
 )
+
+
+NOW = "2026-01-01T00:00:00+00:00"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,9 @@ def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     policy = RouterPolicy(name="one", score=MaxProbability(), threshold=0.9)
     front = [FrontPoint(policy=policy, outcome=evaluate(policy, tune, prices))]
-    selection = select(front, tune, certify, 0.1, 0.95, "2026-01-01T00:00:00+00:00")
+    selection = select(
+        front, {}, tune, certify, Wanted(limits=Limits(risk=0.1), prices=prices), NOW
+    )
     measured = Measured(
         release="r-toy",
         size_bytes=PerTier(edge=17_000_000, cloud=91_000_000),
@@ -51,7 +59,7 @@ def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     report = build_report(
         tune=tune, test=test, selection=selection, prices=prices, measured=measured,
-        created_at="2026-01-01T00:00:00+00:00",
+        created_at=NOW,
     )  # fmt: skip
     pictures = draw(
         folder, tune=tune, certify=certify, test=test, front=front, selection=selection,
@@ -77,7 +85,7 @@ def test_report_stands_alone_and_fits(browser: Browser, report_page: Path, width
     outside = [url for url in asked if not url.startswith(("file:", "data:"))]
     assert (outside, errors) == ([], [])
     widths = tab.eval_on_selector_all("img", "all => all.map(one => one.naturalWidth)")
-    assert len(widths) == 4
+    assert len(widths) == 7
     assert all(wide > 100 for wide in widths)
     overflow = tab.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert overflow <= 0

@@ -1,6 +1,12 @@
 """The sweep on a real local Ray: what comes back is a front, and the same one for the same seed."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +15,31 @@ import ray
 
 from cluster.errors import DataError
 from serve_app.cost import Prices
-from serve_app.policy import ALWAYS_CLOUD, ALWAYS_EDGE
-from tests.tables import toy_table
-from tune.objective import evaluate, front
-from tune.search import SweepConfig, SweepResult, load, run, save
-from tune.select import select
+from serve_app.policy import ALWAYS_CLOUD, ALWAYS_EDGE, Rules
+from tests.tables import LABELS, toy_table
+from tune.objective import Shape, curve, evaluate, front
+from tune.replay import save_table
+from tune.scorers import Scorer, pool
+from tune.search import SweepConfig, SweepResult, fit_pool, load, main, run, save
 
 PRICES = Prices()
 TABLE = toy_table(1000, seed=1)
-TRIALS = 12
+EXTRA = toy_table(600, seed=3, split="calibration")
+TRIALS = 30
+# What a sweep of 2,000 rows may take on 2 free cores, Ray started included.
+FULL_SWEEP_S = 60.0
+# A driver of its own on the cluster at hand, to be killed.
+DRIVER = """
+import sys
+import ray
+from tests.integration.test_search import TABLE, TRIALS
+from tune.scorers import singles
+from tune.search import SweepConfig, run
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+config = SweepConfig(storage=sys.argv[2], trials=TRIALS, seed=5)
+run(config, TABLE, singles(TABLE), lambda done, total, note="": print(done, flush=True))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +50,42 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def swept(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+def scorers() -> dict[str, Scorer]:
+    return pool(TABLE, EXTRA)
+
+
+@pytest.fixture(scope="module")
+def swept(
+    local_ray: None, scorers: dict[str, Scorer], tmp_path_factory: pytest.TempPathFactory
+) -> SweepResult:
     ticks: list[tuple[int, int]] = []
     folder = tmp_path_factory.mktemp("sweep")
     result = run(
         SweepConfig(storage=str(folder), trials=TRIALS, seed=5),
         TABLE,
+        scorers,
         lambda done, total, note="": ticks.append((done, total)),
     )
-    assert ticks[-1] == (TRIALS, TRIALS)
+    assert ticks == [(done, TRIALS) for done in range(1, TRIALS + 1)]
     assert any(folder.iterdir())
     return result
 
 
+def test_the_pool_is_the_same_wherever_it_is_fitted(
+    local_ray: None, scorers: dict[str, Scorer]
+) -> None:
+    ticks: list[int] = []
+    spread = fit_pool(TABLE, EXTRA, lambda done, total, note="": ticks.append(done))
+    assert list(spread) == list(scorers)
+    assert ticks == list(range(1, len(ticks) + 1))
+    for name, scorer in scorers.items():
+        assert spread[name].score == scorer.score
+        np.testing.assert_array_equal(spread[name].trust, scorer.trust)
+
+
 def test_thousands_of_policies_per_trial(swept: SweepResult) -> None:
     assert swept.trials == TRIALS
-    assert swept.policies_evaluated > 2000 * TRIALS
+    assert swept.policies_evaluated > 1000 * TRIALS
 
 
 def test_nothing_in_the_front_is_dominated(swept: SweepResult) -> None:
@@ -55,9 +97,18 @@ def test_nothing_in_the_front_is_dominated(swept: SweepResult) -> None:
     assert risks == sorted(risks, reverse=True)
 
 
-def test_the_front_states_what_its_policies_do(swept: SweepResult) -> None:
+def test_the_front_states_what_its_policies_do_to_rows_that_did_not_teach_them(
+    swept: SweepResult, scorers: dict[str, Scorer]
+) -> None:
     for point in swept.front + swept.risk_front:
-        assert evaluate(point.policy, TABLE, PRICES) == point.outcome
+        if point.scorer is None:
+            assert evaluate(point.policy, TABLE, PRICES) == point.outcome
+            continue
+        shape = Shape.of(point.policy)
+        assert shape.score == scorers[point.scorer].score
+        seen = curve(shape, TABLE, scorers[point.scorer].trust)
+        (i,) = np.flatnonzero(seen.thresholds == point.policy.threshold)
+        assert seen.outcome(int(i), PRICES) == point.outcome
 
 
 def test_the_front_is_nowhere_below_the_random_mix(swept: SweepResult) -> None:
@@ -71,16 +122,10 @@ def test_the_front_is_nowhere_below_the_random_mix(swept: SweepResult) -> None:
         assert accuracy[cost <= paid + 1e-12].max() >= mixed - 1e-12
 
 
-def test_a_choice_can_be_certified_from_the_fronts(swept: SweepResult) -> None:
-    found = select(
-        swept.risk_front + swept.front, TABLE, toy_table(1000, 2, "certify"), 0.08, 0.95, "now"
-    )
-    assert found.certificate.upper_bound <= 0.08
-    assert found.certificate.edge_share > 0.3
-
-
-def test_the_same_seed_finds_the_same_front(swept: SweepResult, tmp_path: Path) -> None:
-    again = run(SweepConfig(storage=str(tmp_path), trials=TRIALS, seed=5), TABLE)
+def test_the_same_seed_finds_the_same_front(
+    swept: SweepResult, scorers: dict[str, Scorer], tmp_path: Path
+) -> None:
+    again = run(SweepConfig(storage=str(tmp_path), trials=TRIALS, seed=5), TABLE, scorers)
     assert again.front == swept.front
     assert again.risk_front == swept.risk_front
 
@@ -88,8 +133,108 @@ def test_the_same_seed_finds_the_same_front(swept: SweepResult, tmp_path: Path) 
 def test_a_result_survives_the_disk(swept: SweepResult, tmp_path: Path) -> None:
     save(swept, tmp_path / "front.json")
     assert load(tmp_path / "front.json") == swept
+    assert (tmp_path / "front.json").stat().st_size < 2e6
 
 
-def test_a_table_without_labels_is_refused_before_ray_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="true label"):
-        run(SweepConfig(storage=str(tmp_path)), toy_table(50, unknown_share=1.1))
+def test_a_users_rules_hold_in_every_policy_and_labels_are_not_needed(
+    local_ray: None, scorers: dict[str, Scorer], tmp_path: Path
+) -> None:
+    """Traffic has no true labels; agreement with the cloud then stands for accuracy."""
+    table = replace(TABLE, true_label=np.full(TABLE.rows, -1))
+    rules = Rules(always_escalate=LABELS[:1], max_words=50)
+    config = SweepConfig(storage=str(tmp_path), trials=26, rules=rules)
+    result = run(config, table, {"margin": scorers["margin"]})
+    assert [p.outcome.risk for p in result.front] == [p.outcome.risk for p in result.risk_front]
+    stays = np.isin(table.edge_label, [1, 2]) | table.pinned
+    for point in result.front:
+        assert point.policy.rules.always_escalate == LABELS[:1]
+        assert point.policy.rules.max_words is not None
+        assert point.policy.rules.max_words <= 50
+        assert point.outcome.edge_share <= stays.mean()
+        assert np.isnan(point.outcome.accuracy)
+
+
+def test_a_killed_sweep_goes_on_where_it_was(
+    local_ray: None, scorers: dict[str, Scorer], tmp_path: Path
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, address, str(tmp_path / "killed")],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert driver.stdout is not None
+    assert any(line.strip() == str(TRIALS // 2) for line in driver.stdout)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait(30)
+
+    plain = {name: scorer for name, scorer in scorers.items() if scorer.log_loss is None}
+    ticks: list[int] = []
+    config = SweepConfig(storage=str(tmp_path / "killed"), trials=TRIALS, seed=5)
+    result = run(config, TABLE, plain, lambda done, total, note="": ticks.append(done))
+
+    assert ticks[-1] == result.trials == TRIALS
+    kept = TRIALS - len(ticks)  # a tick for each trial that had to run
+    assert TRIALS // 6 <= kept <= TRIALS // 2
+    whole = run(SweepConfig(storage=str(tmp_path / "whole"), trials=TRIALS, seed=5), TABLE, plain)
+    assert result.front == whole.front
+    assert result.risk_front == whole.risk_front
+
+    other = replace(config, seed=6)
+    run(other, TABLE, plain, lambda done, total, note="": ticks.append(done))
+    assert ticks[-TRIALS:] == list(range(1, TRIALS + 1))
+
+
+def test_a_state_that_was_cut_off_starts_anew(
+    local_ray: None, scorers: dict[str, Scorer], tmp_path: Path
+) -> None:
+    config = SweepConfig(storage=str(tmp_path), trials=4)
+    one = {"margin": scorers["margin"]}
+    first = run(config, TABLE, one)
+    for state in tmp_path.glob("*/experiment_state*.json"):
+        state.write_text(state.read_text()[:300])
+    ticks: list[int] = []
+    again = run(config, TABLE, one, lambda done, total, note="": ticks.append(done))
+    assert ticks == [1, 2, 3, 4]
+    assert again.front == first.front
+
+
+def command(folder: Path, *options: str) -> str:
+    """Runs `python -m tune.search` on 2,000 rows, and returns what it says of its progress."""
+    save_table(toy_table(2000), folder / "tune.parquet")
+    save_table(EXTRA, folder / "calibration.parquet")
+    tables = [f"--table={folder / 'tune.parquet'}", f"--extra={folder / 'calibration.parquet'}"]
+    # By default Ray's workers are at niceness 15, and whatever else runs here would be measured.
+    done = subprocess.run(
+        [sys.executable, "-m", "tune.search", "--out", str(folder / "out"), *tables, *options],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "RAY_worker_niceness": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
+    told = command(tmp_path, "--trials", "8")
+    assert "scorers ..." in told
+    assert "sweep ..." in told
+    assert load(tmp_path / "out" / "front.json").trials == 8
+    assert (tmp_path / "out" / "pareto.png").stat().st_size > 1000
+
+
+@pytest.mark.long
+def test_the_command_sweeps_2000_rows_within_a_minute(tmp_path: Path) -> None:
+    start = time.monotonic()
+    command(tmp_path)
+    assert time.monotonic() - start < FULL_SWEEP_S
+    assert load(tmp_path / "out" / "front.json").policies_evaluated >= 50_000
+
+
+def test_what_cannot_be_judged_is_refused_before_ray_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="no rows"):
+        run(SweepConfig(storage=str(tmp_path)), toy_table(0), {})
+    with pytest.raises(DataError, match="that saw it"):
+        fit_pool(TABLE, TABLE)
+    with pytest.raises(SystemExit):
+        main(["--table", str(tmp_path / "none.parquet"), "--out", str(tmp_path)])
+    assert "is not a table" in capsys.readouterr().err

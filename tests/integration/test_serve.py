@@ -217,7 +217,7 @@ def test_it_says_what_it_is_and_that_it_is_ready(running: Running) -> None:
     assert running.http.get("/readyz").json() == {"status": "ready"}
     release = running.http.get("/v1/release").json()
     assert release["id"] == running.info.release
-    assert release["certificate"]["risk"] == 0.01
+    assert release["certificate"]["promises"]["risk"]["limit"] == 0.01
     assert release["policy"]["bundles"] == release["bundles"]
     assert "/v1/classify" in running.http.get("/docs").text
 

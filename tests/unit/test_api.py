@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, settings
 
 from cluster.errors import AuditError, ServiceError
 from serve_app.api import ErrorOut, create_api
-from serve_app.contracts import Decision, Route, RouteReason
+from serve_app.contracts import Route, RouteReason
+from serve_app.explain import Explanation
 from serve_app.gather import OverloadedError
-from serve_app.router import Answered, EmptyTextsError, Explanation, UnansweredError
+from serve_app.router import Answered, EmptyTextsError, UnansweredError
 from serve_app.text import normalise
 
 pytestmark = pytest.mark.anyio
@@ -43,9 +44,17 @@ class StubService:
         return [self._answer(explain, route_only) for _ in texts]
 
     def _answer(self, explain: bool, route_only: bool) -> Answered:
-        decision = Decision(Route.EDGE, RouteReason.TRUSTED, 0.9, 0.8, {"confidence": 0.9})
         made = Explanation(
-            {"no": 0.1, "yes": 0.9}, decision, {"confidence": 0.9}, 0.0, (), Route.CLOUD, 0.0146
+            route=Route.EDGE,
+            reason=RouteReason.TRUSTED,
+            score="confidence",
+            score_kind="max_probability",
+            trust=0.9,
+            threshold=0.8,
+            min_confidence=0.0,
+            rules={RouteReason.TOO_LONG: False},
+            probabilities={"no": 0.1, "yes": 0.9},
+            costs_usd={Route.EDGE: 0.001, Route.CLOUD: 0.0146},
         )
         return Answered(
             id=f"{next(self._ids):032x}",
@@ -120,12 +129,33 @@ async def test_an_answer_has_exactly_the_promised_fields(service: StubService) -
     assert first["id"] != second["id"]
 
 
+async def test_what_explains_is_in_the_schema(service: StubService) -> None:
+    schemas = (await ask(service, "GET", "/openapi.json")).json()["components"]["schemas"]
+    assert set(schemas) >= {"Explanation", "Nearest", "Choice"}
+
+
 async def test_explain_and_route_only_reach_the_service(service: StubService) -> None:
     body = {"texts": ["a"], "explain": True, "route_only": True}
     answer = (await ask(service, "POST", "/v1/classify", json=body)).json()["answers"][0]
     assert answer["label"] is None
-    assert answer["explanation"]["probabilities"] == {"no": 0.1, "yes": 0.9}
-    assert answer["explanation"]["threshold"] == 0.8
+    assert answer["explanation"] == {
+        "route": "edge",
+        "reason": "trusted",
+        "score": "confidence",
+        "score_kind": "max_probability",
+        "trust": 0.9,
+        "threshold": 0.8,
+        "breakdown": {},
+        "class_margin": None,
+        "min_confidence": 0.0,
+        "rules": {"too_long": False},
+        "signals": {},
+        "probabilities": {"no": 0.1, "yes": 0.9},
+        "pii": [],
+        "costs_usd": {"edge": 0.001, "cloud": 0.0146},
+        "edge_up_to": None,
+        "alternatives": {"stricter": None, "looser": None},
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Configuration of the service: refused when it cannot hold, and one with serve.yaml."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.bundles import MODEL, MODEL_ANY
+from cluster.errors import ReleaseError
+from cluster.files import write_json
 from cluster.settings import load_settings
 from serve_app import app, service
 from serve_app.app import (
@@ -18,8 +21,10 @@ from serve_app.app import (
     ServeConfig,
     TierConfig,
     build_release,
+    describe,
 )
-from tests.serving import Pair, make_release
+from serve_app.explain import ALTERNATIVES
+from tests.serving import Pair, make_pair, make_release
 from tests.toys import make_bundle
 
 
@@ -31,6 +36,18 @@ def test_a_tier_that_cannot_scale_is_refused_with_both_numbers() -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValidationError, match="max_replica"):
         TierConfig.model_validate({"max_replica": 3})
+
+
+@pytest.mark.parametrize("share", [-0.01, 0.51, float("nan")])
+def test_at_most_half_of_the_trusted_are_explored(share: float) -> None:
+    with pytest.raises(ValidationError, match="explore_share"):
+        ServeConfig(explore_share=share)
+
+
+def test_the_router_is_told_how_much_to_explore() -> None:
+    config = ServeConfig(explore_share=0.05)
+    router = service.applications(config, Path("/home"), ["r-1"], routed="r-1")[-1]
+    assert RouterArgs.model_validate(router["args"]).explore_share == 0.05
 
 
 def test_the_queue_of_a_tier_takes_at_least_one_whole_request() -> None:
@@ -69,6 +86,31 @@ def test_the_edge_is_told_the_artifact_that_the_release_was_certified_with(
         ("edge", artifact),
         ("cloud", MODEL),
     ]
+
+
+def test_a_release_that_cannot_be_used_fails_before_the_router_turns_to_it(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path / "made")
+    release = make_release(load_settings(), pair.edge, pair.cloud)
+    strange = {**release.policy, "class_margins": {"neutrl": 0.1}}
+    with pytest.raises(ReleaseError, match="neutrl"):
+        describe(replace(release, policy=strange))
+    with pytest.raises(ReleaseError, match="cannot read"):
+        describe(replace(release, policy={**release.policy, "surprise": 1}))
+    write_json(release.path / ALTERNATIVES, [{"risk": 0.01}])
+    with pytest.raises(ReleaseError, match="alternatives"):
+        describe(release)
+
+
+def test_the_card_carries_the_alternatives_as_json(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path / "made")
+    release = make_release(load_settings(), pair.edge, pair.cloud)
+    assert describe(release)["alternatives"] == []
+    written = [
+        {"risk": 0.005, "threshold": 0.95, "edge_share": 0.5, "upper_bound": 0.004,
+         "confidence": 0.95}
+    ]  # fmt: skip
+    write_json(release.path / ALTERNATIVES, written)
+    assert describe(release)["alternatives"] == written
 
 
 def test_serve_yaml_is_what_the_command_deploys() -> None:

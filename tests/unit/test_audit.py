@@ -31,6 +31,7 @@ from cluster.audit import (
     compact,
     load_key,
     parse,
+    parse_since,
     read,
 )
 from cluster.errors import AuditError, ConfigError
@@ -48,10 +49,12 @@ def answer(number: int = 0, time_s: float = NOON_S, **changes: Any) -> AuditReco
         route="edge",
         reason="trusted",
         label="negative",
+        edge_label="negative",
         confidence=0.9312,
         signals={"confidence": 0.9312, "margin": 0.8},
         trust=0.9312,
         threshold=0.8,
+        propensity=1.0,
         release="release-1",
         cost_usd=0.001,
         latency_ms=3.25,
@@ -93,10 +96,12 @@ answers = st.builds(
     route=names,
     reason=names,
     label=names,
+    edge_label=st.none() | names,
     confidence=numbers,
     signals=st.dictionaries(names, numbers, max_size=4),
     trust=numbers,
     threshold=numbers,
+    propensity=st.floats(0, 1, exclude_min=True),
     release=names,
     cost_usd=numbers,
     latency_ms=numbers,
@@ -125,8 +130,9 @@ def test_feedback_survives(record: FeedbackRecord) -> None:
 def test_no_field_can_hold_the_text() -> None:
     # Whoever adds a field must come past this list.
     assert set(json.loads(answer().to_json())) == {
-        "kind", "id", "time_s", "text_hash", "route", "reason", "label", "confidence", "signals",
-        "trust", "threshold", "release", "cost_usd", "latency_ms", "degraded",
+        "kind", "id", "time_s", "text_hash", "route", "reason", "label", "edge_label", "confidence",
+        "signals", "trust", "threshold", "propensity", "release", "cost_usd", "latency_ms",
+        "degraded",
     }  # fmt: skip
 
 
@@ -156,6 +162,27 @@ def test_keys_of_a_later_version_are_read_over_and_not_written() -> None:
 def test_a_line_that_is_no_record_is_an_audit_error(line: bytes) -> None:
     with pytest.raises(AuditError, match="no audit record"):
         parse(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("propensity", 0.0),  # of what happened no chance is 0, and no weight 1 / 0
+        ("propensity", 1.5),
+        ("propensity", "nan"),
+        ("propensity", None),
+        ("edge_label", 3),
+        ("edge_label", ...),
+        ("propensity", ...),
+    ],
+)
+def test_a_record_that_could_not_be_replayed_is_no_record(name: str, value: object) -> None:
+    """... stands for a key that is missing."""
+    found = {**json.loads(answer().to_json()), name: value}
+    if value is ...:
+        del found[name]
+    with pytest.raises(AuditError, match="no audit record"):
+        parse(json.dumps(found))
 
 
 def test_the_kinds_are_not_taken_for_each_other() -> None:
@@ -472,6 +499,35 @@ def test_the_last_records_are_found_from_the_end(count: int, last: int, block_by
             assert list(read(folder, last=last)) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "since_s"),
+    [
+        ("90m", NOON_S - 5400),
+        ("24h", NOON_S - DAY_S),
+        ("7d", NOON_S - 7 * DAY_S),
+        ("2w", NOON_S - 14 * DAY_S),
+        ("2026-11-21", NOON_S - DAY_S / 2),
+        ("2026-11-21T08:00", NOON_S - 4 * 3600),
+        ("2026-11-21T08:00+02:00", NOON_S - 6 * 3600),
+    ],
+)
+def test_a_time_to_begin_at(text: str, since_s: float) -> None:
+    assert parse_since(text, NOON_S) == since_s
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "7 d", "-7d", "7y", "yesterday", "2026-13-01", "\u0667d"]
+)
+def test_what_is_no_time_to_begin_at_is_told_what_is(text: str) -> None:
+    with pytest.raises(ConfigError, match="7d"):
+        parse_since(text, NOON_S)
+
+
+def test_the_log_has_nothing_from_the_future() -> None:
+    with pytest.raises(ConfigError, match="future"):
+        parse_since("2026-11-22", NOON_S)
+
+
 # ---- compaction
 
 
@@ -479,7 +535,7 @@ def both_kinds() -> list[Record]:
     return [
         answer(0, confidence=math.nan, signals={}),
         FeedbackRecord("id-0", NOON_S + 0.5, "positive"),
-        answer(1, route="cloud", degraded=True),
+        answer(1, route="cloud", degraded=True, edge_label=None, propensity=0.1),
         answer(2, trust=-math.inf),
     ]
 

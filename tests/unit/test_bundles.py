@@ -20,7 +20,7 @@ from cluster.bundles import (
     write_bundle,
 )
 from cluster.errors import BundleError
-from cluster.files import read_json, sha256_json
+from cluster.files import read_json, sha256_file, sha256_json
 from serve_app.classifier import OnnxClassifier
 from tests.toys import LABELS, make_bundle
 
@@ -223,6 +223,15 @@ def test_every_artifact_reproduces_its_own_golden_rows(double: ModelBundle) -> N
         model.check_golden(double.golden(ours))
         with pytest.raises(BundleError, match="Golden message 0"):
             model.check_golden(double.golden(theirs))
+
+
+def test_golden_rows_of_another_version_are_refused(bundle: ModelBundle) -> None:
+    """Rows that had no energy were compared with nothing."""
+    file = bundle.path / GOLDEN
+    file.write_text(json.dumps([{"text": "late", "label": "negative", "probabilities": [1, 0, 0]}]))
+    rewrite(bundle, files={**bundle.manifest.files, GOLDEN: sha256_file(file)})
+    with pytest.raises(BundleError, match=r"(?s)not hold the golden messages of this.*energy"):
+        load_bundle(bundle.path).golden()
 
 
 @pytest.mark.parametrize("name", [MODEL_ANY, GOLDEN_ANY])

@@ -225,15 +225,35 @@ def test_golden_rows_hold_within_the_tolerance(classifier: OnnxClassifier) -> No
     classifier.check_golden([rows[0], near])
 
 
+def test_an_energy_of_many_may_differ_by_as_large_a_share(tmp_path: Path) -> None:
+    """The logits of a sure model are large, and so is what kernels disagree on."""
+    measures = OnnxClassifier.of(make_bundle(tmp_path, "edge", distance=True))
+    (row,) = measures.golden_rows(["great thanks you are not known here"])
+    for name in ("energy", "distance"):
+        value = getattr(row, name)
+        assert value > 3
+        near = row.model_copy(update={name: value * (1 + 0.9 * GOLDEN_TOLERANCE)})
+        measures.check_golden([near])
+        with pytest.raises(BundleError, match=f"{name} off by 0.01"):
+            measures.check_golden([row.model_copy(update={name: value * 1.02})])
+
+
 @pytest.mark.parametrize(
-    "over", [{"label": "neutral"}, {"probabilities": (0.4, 0.3, 0.3)}], ids=["label", "figures"]
+    ("over", "said"),
+    [
+        ({"label": "neutral"}, "neutral within"),
+        ({"probabilities": (0.4, 0.3, 0.3)}, "probabilities off"),
+        ({"energy": 0.0}, "energy off"),
+        ({"distance": 0.02}, "distance off by 0.0200"),
+    ],
+    ids=["label", "probabilities", "energy", "distance"],
 )
 def test_a_golden_row_that_comes_out_otherwise_is_refused(
-    classifier: OnnxClassifier, over: dict[str, object]
+    classifier: OnnxClassifier, over: dict[str, object], said: str
 ) -> None:
     rows = golden(classifier)
     rows[1] = rows[1].model_copy(update=over)
-    with pytest.raises(BundleError, match="Golden message 1 of bundle") as caught:
+    with pytest.raises(BundleError, match=f"Golden message 1 of bundle .* {said}") as caught:
         classifier.check_golden(rows)
     assert "late" not in str(caught.value)
 

@@ -3,13 +3,16 @@
 Ray is not started here: `conftest` makes that fail, so each of these is refused before it would be.
 """
 
+import csv
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +21,31 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cluster.audit import AuditLog, AuditRecord
 from cluster.bundles import MANIFEST as BUNDLE_MANIFEST
-from cluster.bundles import ModelBundle, write_bundle
-from cluster.cli import _submitted, _with_absolute_paths, app
+from cluster.bundles import ModelBundle, load_bundle, write_bundle
+from cluster.cli import app
+from cluster.cli.terminal import submitted, with_absolute_paths
 from cluster.registry import champion, promote, register_bundle, register_release
 from cluster.releases import MANIFEST, Release, store_bundle
 from cluster.settings import Settings
+from serve_app.classifier import OnnxClassifier
+from serve_app.contracts import Route
+from serve_app.cost import Prices
+from serve_app.policy import RouterPolicy, decide, policy_of
+from serve_app.scores import MaxProbability
+from serve_app.signals import signals
+from serve_app.text import prepare
 from tests.serving import Pair, make_pair, make_release
+from tests.toys import traffic
 from train_jobs.data import DataConfig, Dataset, build
 from train_jobs.samples import write_csv
+from tune.objective import FrontPoint, Shape, evaluate
+from tune.recertify import USED
+from tune.release import TuneConfig
+from tune.replay import Table
+from tune.scorers import Scorer
+from tune.search import SweepResult
 
 
 @dataclass(frozen=True)
@@ -75,8 +94,8 @@ COMMANDS = sorted(commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_that_were_promised() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
-        "train", "tune", "serve", "classify", "report", "status", "stop", "demo",
-            "compact",
+        "train", "tune", "certify", "replay", "report", "serve", "classify", "explain", "status",
+        "stop", "compact", "demo",
         "releases list", "releases show", "releases promote", "releases rollback",
     }  # fmt: skip
 
@@ -92,7 +111,7 @@ def test_every_command_explains_itself_with_an_example(words: tuple[str, ...]) -
     "words",
     [["tarin"], ["train"], ["train", "--data"], ["tune", "--trials", "many"],
      ["serve", "--port", "99999"], ["train", "--data", "m.csv", "--num-workers", "0"],
-     ["releases", "promote"]],
+     ["releases", "promote"], ["certify"], ["replay"], ["explain"]],
     ids=" ".join,
 )  # fmt: skip
 def test_a_wrong_word_is_a_usage_error(words: list[str]) -> None:
@@ -196,7 +215,12 @@ def _of(bundle: ModelBundle, dataset: Dataset) -> ModelBundle:
 @pytest.fixture
 def trained(settings: Settings, dataset: Dataset, tmp_path: Path) -> Pair:
     """What `firstline train` leaves behind, of a toy pair."""
-    made = make_pair(tmp_path / "made")
+    return as_trained(settings, dataset, tmp_path)
+
+
+def as_trained(settings: Settings, dataset: Dataset, folder: Path) -> Pair:
+    """Registers a toy pair as one that was trained on the dataset, and writes run.json."""
+    made = make_pair(folder / "made")
     made = Pair(_of(made.edge, dataset), _of(made.cloud, dataset))
     pair = Pair(store_bundle(settings, made.edge), store_bundle(settings, made.cloud))
     for bundle in (pair.edge, pair.cloud):
@@ -211,6 +235,14 @@ def write_run(settings: Settings, pair: Pair, dataset: Dataset) -> None:
         "edge": {"path": str(pair.edge.path), "sha256": pair.edge.sha256},
         "cloud": {"path": str(pair.cloud.path), "sha256": pair.cloud.sha256},
     }))  # fmt: skip
+
+
+def write_messages(path: Path, texts: Sequence[str], labels: Sequence[str]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "label"))
+        writer.writerows(zip(texts, labels, strict=True))
+    return path
 
 
 def test_tune_before_train_says_what_to_do() -> None:
@@ -228,17 +260,40 @@ def test_tune_says_how_many_rows_a_risk_needs(trained: Pair, dataset: Dataset) -
     ("options", "said"),
     [
         (["--risk", "2"], "The risk is 2.0; it has to lie between 0 and 1"),
-        (["--risk", "nan"], "The risk is nan"),
+        (["--max-risk", "nan"], "--max-risk is nan: "),
+        (["--min-agreement", "1"], "The agreement is 1.0; it has to lie between 0 and 1"),
+        (["--max-cloud-share", "0.1", "--max-accuracy-loss", "0"], "The accuracy loss is 0.0"),
+        (["--max-cost-usd", "inf"], "--max-cost-usd is inf: "),
         (["--confidence", "1"], "The confidence is 1.0"),
         (["--edge-usd", "0"], "Prices must be above zero and finite; --edge-usd is 0.0"),
-        (["--cloud-usd", "nan"], "--cloud-usd nan"),
-        (["--cloud-usd", "inf"], "--cloud-usd inf"),
+        (["--cloud-usd", "nan"], "--cloud-usd is nan"),
+        (["--cloud-usd-per-s", "-1"], "--cloud-usd-per-s is -1.0"),
+        (["--edge-usd", "1", "--edge-usd-per-s", "1"], "--edge-usd and --edge-usd-per-s are both"),
+        (["--max-cost-usd", "0.0005"], "--max-cost-usd is 0.0005, and --edge-usd 0.001"),
+        (["--max-words", "-1"], "--max-words is -1: "),
+        (["--max-distance", "nan"], "--max-distance is nan: "),
+        (["--always-escalate", "card_arrival", "--never-escalate", "card_arrival"],
+         "never_escalate and always_escalate both name ['card_arrival']"),
+        (["--always-escalate", "card_arival"], "the classes ['card_arival'], which the models"),
+        (["--per-class", "--min-agreement", "0.9"], "--per-class needs --max-risk and no other"),
+        (["--strict", "--max-cloud-share", "0.5"], "--per-class needs --max-risk and no other"),
     ],
-)
-def test_tune_refuses_a_target_that_makes_no_sense(
-    trained: Pair, options: list[str], said: str
+)  # fmt: skip
+def test_tune_refuses_what_nothing_can_meet_and_leaves_nothing(
+    settings: Settings, trained: Pair, options: list[str], said: str
 ) -> None:
+    before = sorted(settings.home.rglob("*"))
     refused(firstline("tune", *options), said)
+    assert sorted(settings.home.rglob("*")) == before
+
+
+def test_a_cost_by_the_second_is_refused_when_it_is_known_and_before_ray(
+    settings: Settings, toys: Pair
+) -> None:
+    priced = ("--edge-usd-per-s", "1000", "--max-cost-usd", "0.001")
+    said = firstline("tune", "--max-risk", "0.02", *priced)
+    refused(said, "--max-cost-usd is 0.001, and --edge-usd ", "every message pays the edge")
+    assert not (settings.home / "sweep").exists()
 
 
 def test_tune_refuses_a_corrupted_bundle(trained: Pair) -> None:
@@ -275,6 +330,266 @@ def test_tune_refuses_a_run_file_or_dataset_that_is_broken(
     refused(firstline("tune"), "run.json cannot be read", "firstline train")
 
 
+@pytest.fixture
+def toys(settings: Settings, tmp_path: Path) -> Pair:
+    """A toy pair, and a dataset of messages that it answers well: enough to certify 2% on."""
+    texts, labels = traffic(1500)
+    dataset = build(DataConfig(data=write_messages(tmp_path / "toys.csv", texts, labels)), settings)
+    return as_trained(settings, dataset, tmp_path)
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that tries confidence alone, in this process."""
+
+    def swept(
+        config: TuneConfig, made: Mapping[str, Table], *_: object
+    ) -> tuple[SweepResult, dict[str, Scorer]]:
+        shape = Shape(score=MaxProbability(), rules=config.rules)
+        policy = shape.policy("found", 0.9)
+        prices = config.pricing.of(made["tune"])
+        point = FrontPoint(policy=policy, outcome=evaluate(policy, made["tune"], prices))
+        return SweepResult([point], [point], {}, 1, 1, 0.1), {}
+
+    monkeypatch.setattr("tune.release.sweep", swept)
+    monkeypatch.setattr("cluster.cli.tune.connected", lambda _: nullcontext())
+
+
+def test_a_release_is_tuned_shown_certified_again_and_explained(
+    toys: Pair, no_ray: None, tmp_path: Path
+) -> None:
+    """All of `tune` but its sweep, and what can be asked of a release without a service."""
+    said = firstline("tune", "--max-risk", "0.02", "--max-words", "50", "--edge-usd", "0.002")
+    assert said.code == 0, said.error
+    assert "certified risk" in said.out
+    release = said.error.split()[-1]
+    assert f"firstline serve --release {release}" in said.error
+
+    shown = json.loads(firstline("releases", "show", release).out)
+    assert list(shown["certificates"]) == ["certificate.json"]
+    assert shown["policy"]["rules"]["max_words"] == 50
+    assert shown["prices"]["edge_usd"] == 0.002
+    assert "risk 2.00% at 95%" in firstline("releases", "list").out
+    assert json.loads(firstline("report", "--json").out)["release"] == release
+    page = firstline("report", "--out", tmp_path / "report")
+    assert "report.html" in page.error
+    assert (tmp_path / "report" / "report.html").is_file()
+
+    fresh = write_messages(tmp_path / "new.csv", *traffic(400, seed=1))
+    again = firstline("certify", "--data", fresh)
+    assert again.code == 0, again.error
+    assert "risk           2.00% holds" in again.out
+    both = write_messages(tmp_path / "old.csv", *traffic(900))
+    refused(firstline("certify", "--data", both), "were used to make", "'train'", "--drop-used")
+
+    near = firstline("explain", "awful broken thing")
+    assert near.out.startswith("route")
+    assert "looser" in near.out + "stricter"
+
+
+# -- certify --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def release(settings: Settings, tmp_path: Path) -> Release:
+    """A champion that trusts the toy edge from 0.95 on; `traffic(seed=0)` made it."""
+    pair = make_pair(tmp_path / "made")
+    for bundle in (pair.edge, pair.cloud):
+        register_bundle(settings, store_bundle(settings, bundle))
+    texts, _ = traffic(50)
+    made = make_release(settings, pair.edge, pair.cloud, threshold=0.95, trained_on=texts)
+    register_release(settings, made)
+    promote(settings, made.id)
+    return made
+
+
+def certificates(release: Release) -> list[str]:
+    return sorted(file.name for file in release.path.glob("certificate*.json"))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    return write_messages(tmp_path / "new.csv", *traffic(400, seed=1))
+
+
+def test_certify_writes_a_certificate_beside_the_first(release: Release, fresh: Path) -> None:
+    said = firstline("certify", "--data", fresh, "--max-risk", "0.02", "--max-cloud-share", "0.5")
+    assert said.code == 0, said.error
+    assert f"Release {release.id} on 400 rows of new.csv, at 95% confidence" in said.out
+    assert "risk           2.00% holds; 0.00% seen" in said.out
+    assert "cloud share    50.00% holds" in said.out
+    first, second = sorted(certificates(release), key=len)
+    assert first == "certificate.json"
+    assert f"Wrote {release.path / second}." in said.error
+    shown = json.loads(firstline("releases", "show", release.id).out)["certificates"]
+    assert list(shown) == [first, second]
+    assert shown[second]["promises"].keys() == {"risk", "cloud_share"}
+    assert shown[first] == release.certificate
+
+
+def test_certify_without_limits_asks_for_those_of_the_release(
+    release: Release, fresh: Path
+) -> None:
+    made = json.loads(firstline("certify", "--data", fresh, "--json").out)
+    assert {kind: promise["limit"] for kind, promise in made["promises"].items()} == {"risk": 0.01}
+    assert made["rows"] == 400
+
+
+def test_certify_with_labels_bounds_the_accuracy_lost(release: Release, fresh: Path) -> None:
+    words = ("--label-column", "label", "--max-accuracy-loss", "0.02", "--json")
+    made = json.loads(firstline("certify", "--data", fresh, *words).out)
+    assert made["promises"]["accuracy_loss"]["rows"] == 400
+
+
+def test_certify_tells_which_classes_it_could_not_speak_of(release: Release, fresh: Path) -> None:
+    said = firstline("certify", "--data", fresh, "--max-risk", "0.03", "--per-class")
+    assert said.code == 0, said.error
+    lines = [line.split() for line in said.out.splitlines()]
+    assert any(line[0] == "positive" and line[-1] == "certified" for line in lines)
+    assert "too few rows (under 135): negative" in said.out
+
+
+def test_certify_drops_what_it_has_seen_only_if_told(release: Release, tmp_path: Path) -> None:
+    texts, labels = traffic(400, seed=1)
+    used, right = traffic(50)
+    file = write_messages(tmp_path / "mixed.csv", texts + used, labels + right)
+    refused(firstline("certify", "--data", file), "50 of 450 rows", "--drop-used")
+    said = firstline("certify", "--data", file, "--drop-used")
+    assert said.code == 0, said.error
+    assert "on 400 rows" in said.out
+    assert "rows that made the release left out: 50" in said.error
+
+
+BAD_ROWS: dict[str, Any] = {
+    "too few": (traffic(200, seed=1), [], "'new.csv' has 200 rows", "needs at least 299"),
+    "used": (traffic(400), [], "50 of 400 rows", "(50 in 'train')", "--drop-used"),
+    "only used": (traffic(50), ["--drop-used"], "All 50 rows of", "Give new messages"),
+    "no such column": (traffic(400, seed=1), ["--text-column", "body"], "no column 'body'"),
+    "empty": (([], []), [], "has no rows"),
+    "no labels": (traffic(400, seed=1), ["--max-accuracy-loss", "0.02"], "--label-column"),
+    "wrong labels": ((traffic(400, seed=1)[0], ["odd"] * 400), ["--label-column", "label"],
+                     "the labels ['odd'], which the models never answer with"),
+    "strange risk": (traffic(400, seed=1), ["--max-risk", "2"], "The risk is 2.0"),
+    "not kept": (traffic(900, seed=1, hard_share=0.5), ["--max-risk", "0.02", "--max-cloud-share",
+                 "0.1"], "cannot be certified at 95%", "--max-cloud-share 0.1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_certify_refuses_and_writes_nothing(name: str, release: Release, tmp_path: Path) -> None:
+    (texts, labels), options, *said = BAD_ROWS[name]
+    file = write_messages(tmp_path / "new.csv", texts, labels)
+    refused(firstline("certify", "--data", file, *options), *said)
+    assert certificates(release) == ["certificate.json"]
+
+
+def test_certify_refuses_a_release_that_hides_its_rows(release: Release, fresh: Path) -> None:
+    """Made before the rows were written down: nobody can tell, so nothing is promised."""
+    manifest = json.loads((release.path / MANIFEST).read_text())
+    del manifest["files"][USED]
+    (release.path / MANIFEST).write_text(json.dumps(manifest))
+    (release.path / USED).unlink()
+    refused(firstline("certify", "--data", fresh), f"has no {USED}", "firstline tune")
+
+
+# -- replay ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answered(settings: Settings, release: Release) -> list[AuditRecord]:
+    """The release's answers to 60 messages, as a router writes them down."""
+    policy = policy_of(release)
+    edge, cloud = (OnnxClassifier.of(load_bundle(path))
+                   for path in (release.edge_path, release.cloud_path))  # fmt: skip
+    messages = [prepare(text) for text in traffic(60, seed=2)[0]]
+    texts = [message.text for message in messages]
+    made = []
+    answers = zip(messages, edge.predict(texts), cloud.predict(texts), strict=True)
+    for number, (message, near, far) in enumerate(answers):
+        chosen = decide(message, near, policy, signals(message, near))
+        made.append(AuditRecord(
+            id=f"{number:032x}", time_s=time.time(), text_hash="0" * 32, route=chosen.route,
+            reason=chosen.reason, label=(near if chosen.route is Route.EDGE else far).label,
+            edge_label=near.label, confidence=near.confidence, signals=chosen.signals,
+            trust=chosen.trust, threshold=policy.threshold, propensity=1.0, release=release.id,
+            cost_usd=Prices().of(chosen.route), latency_ms=1.0, degraded=False,
+        ))  # fmt: skip
+    log = AuditLog(settings.audit_dir, "toy")
+    log.append(made)
+    log.close()
+    return made
+
+
+def candidate(folder: Path, **over: Any) -> Path:
+    policy = RouterPolicy(name="looser", score=MaxProbability(), threshold=0.5)
+    file = folder / "candidate.json"
+    file.write_text(json.dumps({**policy.model_dump(mode="json"), **over}))
+    return file
+
+
+def test_replay_says_what_another_policy_would_have_done(
+    answered: list[AuditRecord], tmp_path: Path
+) -> None:
+    escalated = sum(record.route == Route.CLOUD for record in answered)
+    assert 0 < escalated < 60
+    found = json.loads(firstline("replay", "--policy", candidate(tmp_path), "--json").out)
+    assert (found["used"], found["cells"]["newly_kept"]["messages"]) == (60, escalated)
+    assert found["ran"]["edge_share"] == pytest.approx(1 - escalated / 60)
+    assert found["candidate"]["edge_share"] == 1.0
+    said = firstline("replay", "--policy", candidate(tmp_path), "--since", "1h")
+    assert said.code == 0
+    assert said.out.startswith("looser on 60 answers")
+    assert "What this log cannot tell:" in said.out
+
+
+def test_replay_takes_the_policy_of_a_release(
+    answered: list[AuditRecord], release: Release
+) -> None:
+    found = json.loads(firstline("replay", "--policy", release.path / "policy.json", "--json").out)
+    assert found["ran"]["edge_share"] == found["candidate"]["edge_share"]
+
+
+def test_replay_refuses_what_it_cannot_use(release: Release, tmp_path: Path) -> None:
+    """The log is empty, too: nothing was ever served here."""
+    refused(firstline("replay", "--policy", tmp_path / "gone.json"), "gone.json cannot be read")
+    odd = candidate(tmp_path, tresholds=1, colour="red")
+    refused(firstline("replay", "--policy", odd), "unknown key 'tresholds'", "unknown key 'colour'")
+    odd = candidate(tmp_path, class_margins={"angry": 1.0})
+    refused(firstline("replay", "--policy", odd), "names the classes ['angry']")
+    good = candidate(tmp_path)
+    refused(firstline("replay", "--policy", good, "--since", "soon"), "'soon' is no time")
+    refused(firstline("replay", "--policy", good), "No answer in the log can be replayed")
+
+
+# -- explain --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "route"),
+    [("awful broken parcel", "edge (trusted)"), ("angry useless parcel", "cloud (escalated)"),
+     ("awful, call me at +44 20 7946 0958", "edge (pii_pinned)")],
+)  # fmt: skip
+def test_explain_says_where_a_message_goes_and_why(release: Release, text: str, route: str) -> None:
+    said = firstline("explain", text)
+    assert said.code == 0, said.error
+    assert said.out.splitlines()[0].split(maxsplit=1) == ["route", route]
+    assert "the edge answers from 0.9500 on" in said.out
+    assert "7946" not in said.out
+
+
+def test_explain_for_a_program(release: Release) -> None:
+    made = json.loads(firstline("explain", "awful broken parcel", "--json").out)
+    assert (made["route"], made["reason"], made["threshold"]) == ("edge", "trusted", 0.95)
+    assert sum(made["breakdown"].values()) == pytest.approx(made["trust"])
+
+
+def test_explain_refuses_nothing_to_explain(release: Release) -> None:
+    for text in ("", "  ", "\u200b"):
+        refused(firstline("explain", text), "has no visible character")
+    refused(firstline("explain", "hello", "--url", "http://127.0.0.1:1"), "No answer from")
+    refused(firstline("explain", "hello", "--release", "r-unknown"), "no release 'r-unknown'")
+
+
 # -- releases, report -----------------------------------------------------------------------------
 
 
@@ -296,7 +611,8 @@ def test_releases_without_any(settings: Settings) -> None:
     assert "Run `firstline tune`" in firstline("releases", "list").error
     refused(firstline("releases", "rollback"), "nothing to roll back to")
     refused(firstline("report"), "There is no release in", "Run `firstline tune`")
-    refused(firstline("serve"), "There is no release in")
+    for words in (["serve"], ["explain", "hello"], ["certify", "--data", "new.csv"]):
+        refused(firstline(*words), "There is no release in")
 
 
 @pytest.mark.parametrize("words", [["releases", "show"], ["releases", "promote"],
@@ -321,8 +637,9 @@ def test_releases_are_listed_for_people_and_programs(released: list[Release]) ->
 
 def test_a_release_is_shown_whole(released: list[Release]) -> None:
     shown = json.loads(firstline("releases", "show", released[0].id).out)
-    assert set(shown) == {"manifest", "policy", "certificate", "prices"}
+    assert set(shown) == {"manifest", "policy", "certificates", "prices"}
     assert shown["policy"] == released[0].policy
+    assert shown["certificates"] == {"certificate.json": released[0].certificate}
 
 
 def test_promote_and_rollback_move_the_champion(
@@ -420,7 +737,7 @@ def test_submit_sends_the_same_words_with_absolute_paths(
     words = ["train", "--data", "messages.csv", "--submit", "--label-column", "label"]
     monkeypatch.setattr(sys, "argv", ["firstline", *words])
     with pytest.raises(typer.Exit) as ended:
-        _submitted(settings)
+        submitted(settings)
     assert ended.value.exit_code == 0
     assert sent == [["train", "--data", str(messages), "--label-column", "label"]]
 
@@ -432,9 +749,9 @@ def test_only_the_values_of_path_options_become_absolute(
     monkeypatch.chdir(tmp_path)
     for name in ("tune", "label", "data.csv"):
         (tmp_path / name).touch()
-    assert _with_absolute_paths(["tune", "--risk", "0.01"]) == ["tune", "--risk", "0.01"]
+    assert with_absolute_paths(["tune", "--risk", "0.01"]) == ["tune", "--risk", "0.01"]
     words = ["train", "--data=data.csv", "--label-column", "label", "--base", "some/hub-id"]
-    assert _with_absolute_paths(words) == [
+    assert with_absolute_paths(words) == [
         "train", f"--data={tmp_path / 'data.csv'}", "--label-column", "label", "--base",
         "some/hub-id",
     ]  # fmt: skip

@@ -51,6 +51,18 @@ def test_flags_and_feedback_are_sent() -> None:
     assert seen[1] == ("/v1/feedback", {"id": "id-1", "label": "positive"})
 
 
+def test_an_explanation_is_that_of_a_preview() -> None:
+    """Else `firstline explain` would pay the cloud."""
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        assert asked == {"texts": ["a"], "explain": True, "route_only": True}
+        return httpx.Response(200, json={"answers": [{"explanation": {"route": "edge"}}]})
+
+    with client_of(handler) as client:
+        assert client.explain("a") == {"route": "edge"}
+
+
 @pytest.mark.parametrize(
     ("response", "said"),
     [

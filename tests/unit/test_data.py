@@ -22,10 +22,11 @@ from train_jobs.data import (
     SPLITS,
     DataConfig,
     Dataset,
-    _content_key,
     _place,
     build,
+    content_key,
     load_dataset,
+    read_messages,
     read_rows,
 )
 from train_jobs.samples import generate
@@ -318,16 +319,16 @@ def keys(dataset: Dataset, split: str) -> set[str]:
 def test_a_row_is_in_exactly_one_of_the_five_splits(dataset: Dataset) -> None:
     counts = Counter(key for split in DISJOINT for key in keys(dataset, split))
     assert set(counts.values()) == {1}
-    assert set(counts) == {_content_key(prepare(text).text) for text, _ in samples()}
+    assert set(counts) == {content_key(prepare(text).text) for text, _ in samples()}
     assert dict(dataset.rows) == {name: len(dataset.read(name)) for name in SPLITS}
 
 
 @given(st.text(), st.booleans())
 def test_a_split_is_a_matter_of_the_text_alone(text: str, with_test: bool) -> None:
     """Of no other row, no order, no seed: so a row stays where it is whatever comes to it."""
-    split = _place(_content_key(text), 0.15, with_test=with_test)
+    split = _place(content_key(text), 0.15, with_test=with_test)
     assert split in (DISJOINT if with_test else DISJOINT[:-1])
-    assert split == _place(_content_key(f" {text}\t"), 0.15, with_test=with_test)
+    assert split == _place(content_key(f" {text}\t"), 0.15, with_test=with_test)
 
 
 def test_adding_rows_moves_no_other_row(settings: Settings, dataset: Dataset) -> None:
@@ -344,11 +345,11 @@ def test_the_order_of_rows_does_not_matter(settings: Settings, dataset: Dataset)
 
 
 def test_the_shares_are_as_stated() -> None:
-    rows = Counter(_place(_content_key(str(i)), 0.15, with_test=True) for i in range(20_000))
+    rows = Counter(_place(content_key(str(i)), 0.15, with_test=True) for i in range(20_000))
     stated = {"test": 0.15, "certify": 0.15 * 0.85, "tune": 0.12 * 0.85, "calibration": 0.08 * 0.85}
     for split, share in stated.items():
         assert rows[split] / 20_000 == pytest.approx(share, abs=0.01)
-    assert "test" not in {_place(_content_key(str(i)), 0.15, with_test=False) for i in range(1000)}
+    assert "test" not in {_place(content_key(str(i)), 0.15, with_test=False) for i in range(1000)}
 
 
 def test_a_test_file_is_respected_and_its_texts_are_nowhere_else(
@@ -357,7 +358,7 @@ def test_a_test_file_is_respected_and_its_texts_are_nowhere_else(
     shared = [(f"  {text.upper()} ", label) for text, label in samples()[:50]]
     test = put(tmp_path / "test.csv", csv_of([*shared, *samples(40, seed=7)]))
     made = build(DataConfig(data=file, test=test, unlabelled=(test,)), settings)
-    expected = {_content_key(prepare(text).text) for text, _ in [*shared, *samples(40, 7)]}
+    expected = {content_key(prepare(text).text) for text, _ in [*shared, *samples(40, 7)]}
     assert keys(made, "test") == expected
     for split in SPLITS:
         assert split == "test" or not keys(made, split) & expected
@@ -379,6 +380,42 @@ def test_equal_texts_are_one_row_and_the_first_label_stays(
     assert [(row.message.text, row.label) for row in found] == [("Where is MY card?", "neutral")]
     assert made.notes["duplicates_dropped"] == 1
     assert made.notes["duplicates_with_another_label"] == 1
+
+
+def test_messages_are_read_without_labels(tmp_path: Path) -> None:
+    """As the splits are: scrubbed, each text once, and known by the same fingerprint."""
+    lines = ["body,label", "Where  is MY card?,a", "where is my card?,b", "mail me: jo@x.org,"]
+    notes = Counter[str]()
+    rows = read_messages(put(tmp_path / "m.csv", "\n".join(lines)), "body", None, notes)
+    assert rows[0].message.text == "Where is MY card?"
+    assert "jo@x.org" not in rows[1].message.text
+    assert rows[1].message.pinned is not None
+    assert [row.label for row in rows] == [None, None]
+    assert [row.key for row in rows] == [content_key(row.message.text) for row in rows]
+    assert notes == {
+        "rows_read": 3, "duplicates_dropped": 1, "duplicates_with_another_label": 0,
+        "rows_with_personal_data_masked": 1,
+    }  # fmt: skip
+
+
+def test_messages_have_the_fingerprints_of_their_rows_in_the_splits(dataset: Dataset) -> None:
+    """By these a certificate knows a row that made the release."""
+    for split in DISJOINT:
+        assert all(row.key == content_key(row.message.text) for row in dataset.read(split))
+
+
+@pytest.mark.parametrize(
+    ("content", "label_column", "said"),
+    [("text\nhello\n \n", None, "line 3: the text is empty"),
+     ("text,label\nhello,\n", "label", "line 2: the label is empty"),
+     ("text\nhello\n", "label", "no column 'label'"),
+     ("body\nhello\n", None, "no column 'text'")],
+)  # fmt: skip
+def test_messages_that_cannot_be_read(
+    tmp_path: Path, content: str, label_column: str | None, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        read_messages(put(tmp_path / "m.csv", content), "text", label_column, Counter())
 
 
 def test_personal_data_is_in_no_file(settings: Settings, tmp_path: Path) -> None:

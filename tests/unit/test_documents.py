@@ -28,7 +28,9 @@ from serve_app.signals import SIGNALS
 from tests import __file__ as tests_file
 from tests.strategies import KINDS
 from train_jobs.data import SPLITS
-from tune.certify import allowed_failures, min_rows
+from tune.bounds import allowed_failures, min_rows
+from tune.limits import KINDS as KINDS_OF_LIMITS
+from tune.limits import OPTION
 from tune.report import MAX_PROBABILITY
 
 ROOT: Final = Path(tests_file).resolve().parent.parent
@@ -36,6 +38,7 @@ README: Final = ROOT / "README.md"
 PAGES: Final = (README, *sorted((ROOT / "docs").glob("*.md")))
 FOLDERS: Final = ("cluster", "serve_app", "train_jobs", "tune")
 _FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_OPTION: Final = re.compile(r"--[a-z-]+")
 _BODIES: Final[dict[str, type[BaseModel]]] = {
     "/v1/classify": ClassifyIn,
     "/v1/feedback": FeedbackIn,
@@ -235,16 +238,17 @@ def test_commands_inside_sentences_exist(page: Path) -> None:
 
 
 def _tree() -> dict[str, str]:
-    """path -> comment, of the README's file tree."""
+    """path -> comment, of the README's file tree. Two spaces are one folder deeper."""
     (block,) = [text for text in _fences(README, "") if text.startswith("cluster/")]
     found: dict[str, str] = {}
-    folder = ""
+    folders: list[str] = []
     for line in block.splitlines():
         name, _, comment = line.strip().partition(" ")
-        if not line.startswith(" "):
-            folder = name
-        else:
-            found[f"{folder}{name}"] = comment.strip()
+        del folders[(len(line) - len(line.lstrip())) // 2 :]
+        path = "".join([*folders, name])
+        found[path] = comment.strip()
+        if name.endswith("/"):
+            folders.append(name)
     return found
 
 
@@ -261,7 +265,7 @@ def test_the_tree_is_the_tree() -> None:
 
 def test_every_line_of_the_tree_names_a_file_and_says_what_it_is_for() -> None:
     for path, comment in _tree().items():
-        assert (ROOT / path).is_file(), f"the tree has {path}, which is not there"
+        assert (ROOT / path).exists(), f"the tree has {path}, which is not there"
         assert comment, f"the tree says nothing of {path}"
 
 
@@ -377,6 +381,22 @@ def test_signals_scores_reasons_and_baselines_are_those_of_the_code() -> None:
     assert list(reasons) == [reason.value for reason in RouteReason]
     assert set(reasons.values()) == {route.value for route in Route}
     assert _named(page, "name") == [*(policy.name for policy in BASELINES), MAX_PROBABILITY]
+
+
+def test_limits_are_those_of_the_code() -> None:
+    rows = {cells[0].strip("`"): cells[2] for cells in _table(README, "limit")}
+    assert list(rows) == [OPTION[kind] for kind in KINDS_OF_LIMITS]
+    assert [name for name, labels in rows.items() if labels == "yes"] == [OPTION["accuracy_loss"]]
+
+
+def test_the_options_of_tune_are_all_documented() -> None:
+    """The limits are in the README, and the rest in docs/router.md."""
+    command = cast(Any, typer.main.get_command(app)).commands["tune"]
+    options = {parameter.opts[0] for parameter in command.params} - set(OPTION.values())
+    told = {
+        name for cells in _table(_doc("router"), "option") for name in _OPTION.findall(cells[0])
+    }
+    assert told - set(OPTION.values()) == options - {"--submit", "--json"}
 
 
 def test_splits_are_those_of_the_code() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -234,16 +235,17 @@ def test_trees_find_what_no_sum_can_say() -> None:
         return np.where(words == structure, 2.5, -0.5)
 
     table = planted(4_000, crossed)
-    linear, trees = (auc(crossfit(fit, table), table) for fit in (fit_logistic, fit_boosted))
+    deep = partial(fit_boosted, trees=60, depth=3)
+    linear, trees = (auc(crossfit(fit, table), table) for fit in (fit_logistic, deep))
     assert trees > 0.7
     assert linear < 0.6
 
 
 def test_a_leaf_has_the_rows_that_were_asked_for() -> None:
     table = planted(2_000, rule)
-    score = fit_boosted(table, every(table), leaf_rows=100, trees=20, depth=2)
+    score = fit_boosted(table, every(table), leaf_rows=100)
     assert isinstance(score, Boosted)
-    assert len(score.trees) == 20
+    assert len(score.trees) == 40
     assert score.features == FEATURES
     for root in score.trees:
         alone = score.model_copy(update={"trees": (root,)})
@@ -268,7 +270,7 @@ def test_noise_is_learned_by_heart_and_not_believed(eager: str) -> None:
     def learn(table: Table, rows: Ints) -> Score:
         if eager == "logistic":
             return fit_logistic(table, rows, strength=1e-3)
-        return fit_boosted(table, rows, leaf_rows=5, rate=0.3)
+        return fit_boosted(table, rows, trees=60, depth=3, leaf_rows=5, rate=0.3)
 
     made = crossfit(learn, table)
     by_heart = auroc(ask(made.score, table), ~table.differs)

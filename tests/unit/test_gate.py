@@ -132,9 +132,11 @@ def test_size_counts_what_is_shipped(dataset: Dataset, cloud: ModelBundle, tmp_p
 def test_wrong_golden_outputs_are_counted(
     dataset: Dataset, cloud: ModelBundle, tmp_path: Path
 ) -> None:
-    golden = [GoldenRow(text="great", label="negative", probabilities=(0.8, 0.1, 0.1))]
-    edge = bundle(tmp_path / "e", "edge", golden=golden)
-    assert failed(edge, cloud, dataset) == ["bundles with wrong golden outputs"]
+    right = bundle(tmp_path / "e", "edge").golden()
+    for name, wrong in {"label": "neutral", "energy": 20.0, "distance": 1.0}.items():
+        golden = [right[0].model_copy(update={name: wrong})]
+        edge = bundle(tmp_path / name, "edge", golden=golden)
+        assert failed(edge, cloud, dataset) == ["bundles with wrong golden outputs"]
 
 
 def test_golden_outputs_of_the_file_for_other_cpus_are_checked_too(

@@ -1,12 +1,13 @@
 """The metrics: each against its definition, spelled out row by row."""
 
-from itertools import pairwise, permutations
+from itertools import pairwise, permutations, product
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from tune.metrics import (
     Bools,
@@ -14,13 +15,18 @@ from tune.metrics import (
     apgr,
     aurc,
     auroc,
+    bootstrap,
     cpt,
     excess_aurc,
     gap_curve,
     hindsight_coverage,
     hindsight_coverage_at_agreement,
+    hindsight_coverage_within,
+    oracle,
+    wilson,
 )
 
+unhurried = settings(deadline=None)  # a busy machine is not a slow function
 scores = st.sampled_from([-1.5, 0.0, 0.25, 0.5, 1.0, np.inf]) | st.floats(-2, 2)
 
 
@@ -38,6 +44,7 @@ def thresholds(score: Floats) -> list[float]:
     return [float("nan"), *sorted(set(score.tolist()))]
 
 
+@unhurried
 @given(columns(most=6, wide=1))
 def test_aurc_is_the_mean_over_every_order_that_the_score_allows(data: tuple[Any, ...]) -> None:
     score, failed = data
@@ -49,6 +56,7 @@ def test_aurc_is_the_mean_over_every_order_that_the_score_allows(data: tuple[Any
     assert aurc(score, failed) == pytest.approx(np.mean(areas))
 
 
+@unhurried
 @given(columns(most=6, wide=1))
 def test_no_order_beats_the_one_that_excess_aurc_compares_with(data: tuple[Any, ...]) -> None:
     score, failed = data
@@ -83,6 +91,28 @@ def test_no_threshold_covers_more_at_the_agreement_than_hindsight(
     assert hindsight_coverage_at_agreement(score, differs, agreement) == max(fine)
 
 
+@given(columns(wide=3), st.floats(0, 1), st.floats(0, 1), st.floats(-0.5, 1))
+def test_several_limits_hold_at_once_in_hindsight(
+    data: tuple[Any, ...], risk: float, agreement: float, loss: float
+) -> None:
+    score, differs, edge_right, cloud_right = data
+    lost = cloud_right.astype(int) - edge_right
+    fine = [0.0]
+    for rows in (score >= threshold for threshold in thresholds(score)):
+        agreed = not rows.any() or (~differs)[rows].mean() >= agreement
+        if agreed and (rows & differs).mean() <= risk and (rows * lost).sum() / score.size <= loss:
+            fine.append(rows.mean())
+    found = hindsight_coverage_within(
+        score, differs, lost, score.size, risk=risk, agreement=agreement, accuracy_loss=loss
+    )
+    assert found == max(fine)
+
+
+def test_no_threshold_keeps_what_a_rule_sends_away() -> None:
+    score = np.array([np.inf, 0.5, -np.inf, -np.inf])
+    assert hindsight_coverage(score, np.zeros(4, np.bool_), 0.5) == 0.5
+
+
 def cascade(score: Floats, edge_right: Bools, cloud_right: Bools) -> list[tuple[float, float]]:
     """(cloud share, PGR) of every threshold by RouteLLM's definition, cheapest first."""
     weak, strong = edge_right.mean(), cloud_right.mean()
@@ -111,6 +141,7 @@ def test_the_gap_recovered_is_that_of_every_threshold(data: tuple[Any, ...]) -> 
         assert cpt(score, edge_right, cloud_right, gap) == pytest.approx(min(enough))
 
 
+@unhurried
 @given(columns(most=6))
 def test_apgr_is_the_mean_over_the_shares_and_every_order_of_ties(data: tuple[Any, ...]) -> None:
     score, edge_right, cloud_right = data
@@ -178,3 +209,53 @@ def test_columns_that_do_not_fit_are_refused() -> None:
             aurc(score, np.zeros(min(score.size, 2), np.bool_))
     with pytest.raises(ValueError, match="between 0 and 1"):
         cpt(np.zeros(1), np.zeros(1, np.bool_), np.ones(1, np.bool_), 80)
+
+
+@unhurried
+@given(columns(most=8, wide=3))
+def test_no_routing_beats_the_oracle(data: tuple[Any, ...]) -> None:
+    _, edge_right, cloud_right, pinned = data
+    free = np.flatnonzero(~pinned)
+    found = oracle(edge_right, cloud_right, pinned, pinned.size)
+    best: dict[int, float] = {}
+    for sent in product([False, True], repeat=free.size):
+        cloud = np.zeros(pinned.size, np.bool_)
+        cloud[free] = sent
+        right = np.where(cloud, cloud_right, edge_right).mean()
+        best[sum(sent)] = max(best.get(sum(sent), 0.0), right)
+    shares = np.arange(free.size + 1) / pinned.size
+    within = np.maximum.accumulate([best[calls] for calls in range(free.size + 1)])
+    np.testing.assert_allclose(np.interp(shares, found.cloud_share, found.accuracy), within)
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_wilson_is_scipys(count: int, rows: int) -> None:
+    assume(count <= rows)
+    found = stats.binomtest(count, rows).proportion_ci(0.95, method="wilson")
+    low, high = wilson(np.array([count]), rows)
+    np.testing.assert_allclose([low[0], high[0]], [found.low, found.high], atol=1e-12)
+    assert low[0] <= count / rows <= high[0]
+
+
+def test_wilson_of_no_rows_says_nothing() -> None:
+    assert tuple(map(float, wilson(0, 0))) == (0.0, 1.0)
+
+
+def test_bootstrap_of_a_share_is_about_its_normal_interval() -> None:
+    hits = np.arange(2000) < 400
+    found = bootstrap(lambda column: {"share": float(column.mean())}, hits, draws=1000)["share"]
+    assert found is not None
+    half = 1.96 * (0.2 * 0.8 / 2000) ** 0.5
+    assert found == pytest.approx((0.2 - half, 0.2 + half), abs=0.003)
+
+
+def test_bootstrap_keeps_rows_together_and_says_where_there_is_no_value() -> None:
+    left, right = np.arange(50.0), -np.arange(50.0)
+    found = bootstrap(
+        lambda a, b: {
+            "sum": float((a + b).sum()),
+            "one row in three draws": float(a.max()) if 49.0 in a else None,
+        },
+        left, right,
+    )  # fmt: skip
+    assert found == {"sum": (0.0, 0.0), "one row in three draws": None}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
@@ -44,10 +44,12 @@ def answer(number: int, age_s: float = 1.0, **changes: Any) -> AuditRecord:
         route="edge",
         reason="trusted",
         label="negative",
+        edge_label="negative",
         confidence=0.95,
         signals={},
         trust=0.95,
         threshold=0.8,
+        propensity=1.0,
         release="r1",
         cost_usd=PRICES.edge_usd,
         latency_ms=4.0,
@@ -187,6 +189,7 @@ def mixed_history(count: int = 300) -> list[Record]:
 
 
 @given(st.randoms(use_true_random=False))
+@settings(deadline=None)
 def test_shown_twice_and_shuffled_gives_the_same_report(source: random.Random) -> None:
     history = mixed_history(120)
     twice = [*history, *history]
@@ -271,6 +274,33 @@ def test_made_up_ids_do_not_grow_the_monitor() -> None:
     windows = Windows(config=WindowConfig(capacity=10))
     windows.feedback([FeedbackRecord(f"x{i}", NOW_S, "negative") for i in range(1000)])
     assert windows.snapshot(NOW_S).feedback_unmatched == 10
+
+
+def explored(number: int, **changes: Any) -> AuditRecord:
+    record = replace(to_cloud(answer(number)), reason="explored", propensity=0.1)
+    return replace(record, **changes)
+
+
+def test_disagreement_is_counted_on_what_chance_chose_alone() -> None:
+    """What the rule escalates differs more: it would tell nothing of what the rule trusts."""
+    escalated = [to_cloud(answer(i, label="positive")) for i in range(5)]
+    looks = [explored(10 + i) for i in range(7)] + [explored(20, label="positive")]
+    failed = [explored(30 + i, route="edge") for i in range(3)]
+    found = report_on([*escalated, *looks, *failed]).stats.disagreement
+    assert (found.explored, found.differing, found.share) == (8, 1, 1 / 8)
+    assert (found.low, found.high) == wilson(1, 8)
+
+
+def test_without_exploration_disagreement_is_not_known() -> None:
+    found = report_on(traffic(200)).stats.disagreement
+    assert (found.explored, found.share, found.low, found.high) == (0, None, None, None)
+
+
+def test_explored_messages_are_paid_twice_and_not_degraded() -> None:
+    stats = report_on([explored(i) for i in range(4)]).stats
+    assert stats.cost_per_message_usd == pytest.approx(PRICES.edge_usd + PRICES.cloud_usd)
+    assert (stats.edge_share, stats.degraded_share) == (0.0, 0.0)
+    assert stats.reasons == {"explored": 4}
 
 
 # ---- alerts

@@ -1,7 +1,9 @@
 """The objective: the fast path is the slow path, and both are decide()."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,23 @@ from cluster.errors import DataError
 from serve_app.contracts import Route
 from serve_app.cost import Prices
 from serve_app.policy import ALWAYS_CLOUD, ALWAYS_EDGE, BASELINES, RANDOM, Rules, decide
-from serve_app.scores import MaxProbability, Weighted
+from serve_app.scores import Margin, MaxProbability, Weighted
 from tests.strategies import SHAPES
 from tests.tables import LABELS, row_of, toy_table
-from tune.objective import Outcome, Shape, curve, evaluate, front, kept, pareto
+from tune.objective import Outcome, Shape, curve, evaluate, front, kept, pareto, trusts
 from tune.replay import Table
-from tune.space import FLOORS, SPACE, STARTS, weights_of
+from tune.space import (
+    BUDGET,
+    BUDGETS,
+    FLOORS,
+    SCORER,
+    WEIGHTED,
+    WEIGHTS,
+    Space,
+    rules_of,
+    simplicity,
+    weights_of,
+)
 
 PRICES = Prices()
 tables = st.builds(
@@ -158,10 +171,40 @@ def test_the_front_of_no_points_is_empty() -> None:
     assert front([]) == []
 
 
+@given(tables, SHAPES, st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_a_column_in_place_of_the_score_is_only_that(table: Table, shape: Shape, seed: int) -> None:
+    """Its own column changes nothing; another one decides as a score of that column would."""
+    own, same = curve(shape, table), curve(shape, table, trusts(shape, table))
+    np.testing.assert_array_equal(own.thresholds, same.thresholds)
+    np.testing.assert_array_equal(own.failures, same.failures)
+    column = np.random.default_rng(seed).random(table.rows).round(1)
+    margin = Shape(score=Margin(), min_confidence=shape.min_confidence, rules=shape.rules)
+    swapped = replace(table, signals={**table.signals, "margin": column})
+    found, wanted = curve(shape, table, column), curve(margin, swapped)
+    np.testing.assert_array_equal(found.thresholds, wanted.thresholds)
+    np.testing.assert_array_equal(found.edge, wanted.edge)
+
+
+def test_a_column_of_other_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="9 rows"):
+        curve(Shape(score=MaxProbability()), toy_table(9), np.zeros(8))
+
+
+def test_without_labels_agreement_with_the_cloud_is_what_counts() -> None:
+    labelled, traffic = toy_table(200), toy_table(200, unknown_share=1.1)
+    shape = Shape(score=MaxProbability())
+    found = curve(shape, labelled)
+    np.testing.assert_array_equal(found.value, found.accuracy)
+    found = curve(shape, traffic)
+    np.testing.assert_array_equal(found.value, 1.0 - found.risk)
+    assert found.value[0] == 1.0 - traffic.differs[traffic.pinned].sum() / 200
+
+
 def test_the_fast_path_is_fast() -> None:
     """The target is 100,000 policies a second on 2 cores; one core alone does many times that."""
     table = toy_table(2000)
-    weights = weights_of({name: (r.low + r.high) / 2 + 0.11 for name, r in SPACE.items()})
+    weights = weights_of({name: (r.low + r.high) / 2 + 0.11 for name, r in WEIGHTS.items()})
     shapes = [Shape(score=Weighted(weights=weights), min_confidence=floor) for floor in FLOORS]
     curve(shapes[0], table)
     start = time.perf_counter()
@@ -169,8 +212,77 @@ def test_the_fast_path_is_fast() -> None:
     assert policies / (time.perf_counter() - start) > 100_000
 
 
-def test_starts_lie_in_the_space_and_name_no_unused_weight() -> None:
-    for start in STARTS:
-        assert set(start) == set(SPACE)
-        assert all(SPACE[name].low <= value <= SPACE[name].high for name, value in start.items())
-    assert weights_of(STARTS[0]) == {"confidence": 1.0}
+# ---- the space ----------------------------------------------------------------------------------
+
+FAR = toy_table(500)
+FAR = replace(FAR, signals={**FAR.signals, "distance": 4.0 * FAR.signals["distance"]})
+SPACE = Space.of(["margin", "logistic-1"], FAR)
+
+
+class Fake:
+    """An Optuna trial that takes what it is given, or else the last choice and the upper end."""
+
+    def __init__(self, **given: Any) -> None:
+        self.given, self.asked = given, dict[str, Any]()
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.asked[name] = self.given.get(name, choices[-1])
+        assert self.asked[name] in choices
+        return self.asked[name]
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
+        self.asked[name] = self.given.get(name, high)
+        assert low <= self.asked[name] <= high
+        assert step > 0
+        return float(self.asked[name])
+
+
+def test_weights_are_asked_for_only_where_they_are_used() -> None:
+    plain, weighted = Fake(scorer="margin"), Fake(scorer=WEIGHTED)
+    SPACE(plain)
+    SPACE(weighted)
+    assert set(plain.asked) == {SCORER, "escalation_words", "max_words", "max_distance", BUDGET}
+    assert set(weighted.asked) - set(plain.asked) == set(WEIGHTS)
+    assert weighted.asked[BUDGET] == BUDGETS.high
+
+
+def test_a_rule_that_no_row_breaks_is_no_choice() -> None:
+    table = toy_table(300)
+    quiet = {"escalation": np.zeros(300), "words": np.full(300, 0.5), "distance": np.zeros(300)}
+    space = Space.of(["margin"], replace(table, signals={**table.signals, **quiet}))
+    assert space.rules == {
+        "escalation_words": (False,), "max_words": (None, 20), "max_distance": (None,),
+    }  # fmt: skip
+    trial = Fake()
+    space(trial)
+    assert "max_distance" not in trial.asked
+    assert "escalation_words" not in trial.asked
+
+
+def test_every_start_lies_in_the_space_and_has_no_rule() -> None:
+    for start in SPACE.starts:
+        trial = Fake(**start)
+        SPACE(trial)
+        assert trial.asked == start
+        assert rules_of(start, Rules()) == Rules()
+    assert [start[SCORER] for start in SPACE.starts][:2] == ["margin", "logistic-1"]
+    assert {"confidence": 1.0} in [weights_of(start) for start in SPACE.starts]
+
+
+def test_a_users_rules_hold_on_top_and_the_stricter_limit_counts() -> None:
+    fixed = Rules(never_escalate=LABELS[:1], max_words=50, max_distance=2.0)
+    found = rules_of({"escalation_words": True, "max_words": 60, "max_distance": 1.5}, fixed)
+    assert found == fixed.model_copy(update={"escalation_words": True, "max_distance": 1.5})
+    assert rules_of({"max_words": None}, fixed) == fixed
+    assert rules_of({"escalation_words": False}, Rules(escalation_words=True)).escalation_words
+
+
+def test_of_equals_the_simplest_comes_first() -> None:
+    points: list[dict[str, Any]] = [
+        {SCORER: "margin"},
+        {SCORER: WEIGHTED, "confidence": 1.0, "margin": 0.0},
+        {SCORER: WEIGHTED, "confidence": 1.0, "margin": 0.5},
+        {SCORER: "margin", "max_words": 20, "escalation_words": False},
+        {SCORER: "margin", "max_words": 20, "escalation_words": True},
+    ]
+    assert sorted((points[i] for i in (3, 1, 4, 0, 2)), key=simplicity) == points

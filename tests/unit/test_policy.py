@@ -27,7 +27,7 @@ from serve_app.policy import (
     decide,
     trust,
 )
-from serve_app.scores import MaxProbability, Weighted
+from serve_app.scores import Logistic, MaxProbability, Weighted
 from serve_app.signals import (
     SIGNALS,
     Evidence,
@@ -116,7 +116,13 @@ def test_the_threshold_itself_is_trusted() -> None:
 def test_a_confidence_floor_overrules_the_score() -> None:
     policy = RouterPolicy(name="p", score=Weighted(weights={}), threshold=0.0, min_confidence=0.8)
     made = prediction(0.7)
-    assert decide(Message("a"), made, policy, signals(Message("a"), made)).route is Route.CLOUD
+    decision = decide(Message("a"), made, policy, signals(Message("a"), made))
+    assert (decision.route, decision.reason) == (Route.CLOUD, RouteReason.UNCONFIDENT)
+
+
+def test_a_confidence_that_is_no_number_is_not_confident() -> None:
+    values = {**signals(Message("a"), prediction()), "confidence": float("nan")}
+    assert decide(Message("a"), prediction(), ALWAYS_EDGE, values).route is Route.CLOUD
 
 
 # ---- hard rules ---------------------------------------------------------------------------------
@@ -224,13 +230,28 @@ def test_class_lists_that_contradict_each_other_are_named() -> None:
         {"class_margins": {"neutrl": 0.1}},
         {"rules": Rules(never_escalate=("neutrl",))},
         {"rules": Rules(always_escalate=("neutrl",))},
+        {"score": Logistic(weights={}, classes={"neutrl": 0.1})},
     ],
 )
 def test_a_class_that_the_models_do_not_know_is_named(over: dict[str, Any]) -> None:
     """A rule for a misspelt class would never fire, and nobody would notice."""
-    policy = RouterPolicy(name="p", score=MaxProbability(), threshold=0.9, **over)
+    policy = RouterPolicy(**{"name": "p", "score": MaxProbability(), "threshold": 0.9, **over})
     with pytest.raises(ReleaseError, match=r"\['neutrl'\]"):
         kept(policy, toy_table(5))
+
+
+@given(POLICIES, ROWS)
+@settings(deadline=None)
+def test_without_its_classes_a_rule_says_the_same_of_each(
+    policy: RouterPolicy, row: dict[str, float]
+) -> None:
+    blind = policy.without_classes()
+    assert blind.classes == set()
+    made = [replace(prediction(), label=label) for label in LABELS]
+    decisions = [decide(Message("a"), one, blind, row) for one in made]
+    assert decisions[1:] == decisions[:-1]
+    if not policy.classes:
+        assert blind == policy
 
 
 # ---- the JSON -----------------------------------------------------------------------------------

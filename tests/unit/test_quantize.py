@@ -19,8 +19,10 @@ from transformers import BertConfig, BertForSequenceClassification
 from cluster.bundles import TOKENIZER
 from serve_app.classifier import OnnxScorer
 from serve_app.cpu import has_all
+from serve_app.text import TextTokenizer
 from tests.encoders import make_tiny_bert
 from train_jobs import served
+from train_jobs.domain import features_of, fit
 from train_jobs.encoders import save_tokenizer
 from train_jobs.quantize import RECIPES, Recipe, in_blocks, quantize, quantize_tables, rounded
 from train_jobs.samples import generate
@@ -144,6 +146,7 @@ class Variants:
 
     folder: Path
     reference: NDArray[np.float32]
+    distances: NDArray[np.float32]
 
     def file(self, name: str) -> Path:
         return self.folder / f"{name}.onnx"
@@ -168,15 +171,18 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
         vocab_size=800, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_labels=5,
         intermediate_size=128, max_position_embeddings=128, initializer_range=0.1,
     )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder / "model")
+    model = BertForSequenceClassification(config).eval()
+    model.save_pretrained(folder / "model")
+    read = TextTokenizer.from_file(folder / TOKENIZER, 128).encode(TEXTS)
+    features = features_of(model, read)
     source = folder / "fp32.onnx"
-    served.write(folder / "model", source)
+    served.write(folder / "model", source, fit(features, np.arange(len(TEXTS)) % 3, features))
     whole = OnnxScorer.open(source, folder / TOKENIZER, 128)
     before, seen = source.read_bytes(), [whole.feed([ids]) for ids in whole.tokenizer.encode(TEXTS)]
     for recipe in RECIPES:
         quantize(recipe, source, folder / f"{recipe.name}.onnx", seen)
     assert source.read_bytes() == before
-    yield Variants(folder, whole.logits(TEXTS))
+    yield Variants(folder, *whole.answers(TEXTS))
     torch.set_num_threads(threads)
 
 
@@ -191,11 +197,34 @@ def test_a_variant_is_smaller_and_says_almost_the_same(variants: Variants, recip
 
 
 @every_recipe
+def test_the_distance_is_left_in_32_bits(variants: Variants, recipe: Recipe) -> None:
+    """A quantizer took a Gemm apart, renamed it, and quantized what it had been told to leave."""
+
+    def kept(name: str) -> tuple[dict[str, NDArray[Any]], list[str]]:
+        graph = onnx.load(variants.file(name)).graph
+        tables = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+        mine = {name: table for name, table in tables.items() if name.startswith("distance.")}
+        kinds = [node.op_type for node in graph.node if node.name.startswith("distance")]
+        return mine, sorted(kinds)  # quantizers sort nodes anew
+
+    (tables, nodes), (whole, expected) = kept(recipe.name), kept("fp32")
+    assert nodes == expected
+    assert tables.keys() == whole.keys()
+    assert len(tables) == 5
+    assert all(np.array_equal(tables[name], whole[name]) for name in whole)
+    if has_all(recipe.needs) and "4" not in recipe.name:  # at random, 4 bits change everything
+        error = np.abs(variants.open(recipe.name).answers(TEXTS)[1] - variants.distances).mean()
+        assert error < 0.08  # 1.0 is the furthest percent
+
+
+@every_recipe
 def test_a_message_alone_in_its_run_minds_no_company(variants: Variants, recipe: Recipe) -> None:
     scorer = variants.open(recipe.name)
-    together = scorer.logits(TEXTS)
-    for text, seen in zip(TEXTS[::-1], together[::-1], strict=True):
-        assert np.array_equal(scorer.logits([text])[0], seen)
+    logits, distances = scorer.answers(TEXTS)
+    for text, *seen in zip(TEXTS[::-1], logits[::-1], distances[::-1], strict=True):
+        alone = scorer.answers([text])
+        assert np.array_equal(alone[0][0], seen[0])
+        assert alone[1][0] == seen[1]
 
 
 @every_recipe

@@ -66,7 +66,7 @@ def test_what_is_registered_is_listed_with_its_promise(
     assert {(i.edge_sha256, i.cloud_sha256) for i in found} == {
         (pair.edge.sha256, pair.cloud.sha256)
     }
-    assert {(item.risk, item.confidence) for item in found} == {(0.01, 0.95)}
+    assert [(item.promises, item.confidence) for item in found] == [({"risk": 0.01}, 0.95)] * 3
     assert not any(item.champion for item in found)
 
 

@@ -75,7 +75,7 @@ def test_any_other_part_gives_another_id(settings: Settings, pair: Pair) -> None
     ids = {
         create(settings, pair).id,
         create(settings, pair, policy={"bundles": pins(pair), "threshold": 0.5}).id,
-        create(settings, pair, certificate={"bundles": pins(pair), "risk": 0.1}).id,
+        create(settings, pair, certificate={"bundles": pins(pair), "confidence": 0.9}).id,
         create(settings, pair, prices={"edge_usd": 1.0, "cloud_usd": 2.0}).id,
     }
     assert len(ids) == 4

@@ -14,8 +14,12 @@ from serve_app.calibration import reliability
 from serve_app.cost import Prices
 from serve_app.policy import BASELINES, RouterPolicy, Rules
 from serve_app.scores import Logistic, MaxProbability, Weighted
-from tests.tables import toy_table
-from tune.objective import FrontPoint, evaluate
+from tests.tables import LABELS, toy_table
+from tune.limits import Limits
+from tune.metrics import hindsight_coverage
+from tune.objective import FrontPoint, Shape, curve, evaluate, kept, trusts
+from tune.page import disagreements, render_html, write
+from tune.pictures import draw
 from tune.replay import UNKNOWN
 from tune.report import (
     Latency,
@@ -23,13 +27,12 @@ from tune.report import (
     PerTier,
     Report,
     build_report,
-    draw,
     max_probability,
-    render_html,
+    order,
+    score_metrics,
     wilson,
-    write,
 )
-from tune.select import Selection, select
+from tune.select import Selection, Wanted, select
 
 NOW = "2026-01-01T00:00:00+00:00"
 PRICES = Prices()
@@ -51,7 +54,7 @@ def front() -> list[FrontPoint]:
 
 @pytest.fixture(scope="module")
 def selection(front: list[FrontPoint]) -> Selection:
-    return select(front, TUNE, CERTIFY, 0.08, 0.95, NOW)
+    return select(front, {}, TUNE, CERTIFY, Wanted(limits=Limits(risk=0.08), prices=PRICES), NOW)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def report(selection: Selection) -> Report:
 def test_the_shape_that_others_read(report: Report) -> None:
     data = report.model_dump(mode="json")
     assert set(data["accuracy"]) == {"edge", "cloud", "cascade"}
-    assert {"risk", "confidence", "rows", "failures", "reference"} <= set(data["certificate"])
+    assert {"promises", "confidence", "rows", "reference", "assumes"} <= set(data["certificate"])
     assert {"per_message_usd", "savings_vs_cloud_only"} <= set(data["cost"])
     assert data["size_bytes"] == {"edge": 12_345_678, "cloud": 90_000_000}
     assert data["latency_ms"] == {"p50": 3.25, "p95": 8.5}
@@ -135,7 +138,10 @@ def test_files_hold_the_figures_and_the_page_needs_nothing_else(
         f"{100 * report.accuracy.edge:.1f}%",
         f"{100 * report.accuracy.cascade:.1f}%",
         f"{100 * report.edge_share:.1f}%",
-        f"{report.certificate.failures} failures",
+        f"{report.certificate.promises['risk'].failures} failures in 1500",
+        "below 8.00%",
+        "CPT(95%), as cost per message",
+        "APGR",
         "3.2 ms p50, 8.5 ms p95",
         "12.3 MB",
         "messages exchangeable with the certified rows",
@@ -143,7 +149,7 @@ def test_files_hold_the_figures_and_the_page_needs_nothing_else(
         "1.0 \u00d7 confidence",
     ):
         assert figure in html
-    assert html.count("data:image/png;base64,") == len(pictures) == 4
+    assert html.count("data:image/png;base64,") == len(pictures)
     assert not re.search(r"(src|href)=[\"'](?!data:)", html)
     assert not re.search(r"@import|<script|<link|url\(", html)
     for picture in pictures.values():
@@ -197,6 +203,132 @@ def test_a_report_lacks_nothing_and_holds_nothing_unknown(report: Report) -> Non
         Report.model_validate({name: part for name, part in data.items() if name != "certificate"})
     with pytest.raises(ValidationError, match="surprise"):
         Report.model_validate({**data, "surprise": 1})
+
+
+def test_every_certified_number_says_what_it_assumes(report: Report) -> None:
+    """Tiles, the sentence, both tables and the glossary: one place more than there are headings."""
+    html = " ".join(render_html(report, {}).split())
+    for before in (
+        "at 95% confidence, assuming",
+        "certified, assuming",
+        "the same score at another risk, assuming",
+        "over the draw of the certified rows, and assuming",
+    ):
+        assert f"{before} messages exchangeable with the certified rows" in html
+
+
+def test_promises_of_every_kind_are_told(report: Report) -> None:
+    promise = report.certificate.promises["risk"]
+    kinds = ("agreement", "accuracy_loss", "cloud_share", "cost_usd")
+    promises = {kind: promise.model_copy(update={"limit": 0.04321}) for kind in kinds}
+    certificate = report.certificate.model_copy(update={"promises": promises})
+    html = render_html(report.model_copy(update={"certificate": certificate}), {})
+    assert "above 4.32%" in html
+    assert "the accuracy lost is below 4.32%" in html
+    assert "the cloud share is below 4.32%" in html
+    assert "the cost is below $0.04321" in html
+    assert "Fewer than" not in html
+
+
+def test_agreement_and_accuracy_lost_are_those_of_the_kept_rows(
+    report: Report, selection: Selection
+) -> None:
+    stays = kept(selection.policy, TEST)
+    assert report.agreement == (~TEST.differs)[stays].mean()
+    assert report.accuracy_loss == pytest.approx(report.accuracy.cloud - report.accuracy.cascade)
+    low, high = report.intervals.accuracy_loss
+    assert low < report.accuracy_loss < high
+
+
+def test_alternatives_are_judged_on_the_test_split(report: Report, selection: Selection) -> None:
+    assert report.alternatives
+    for point, said in zip(report.alternatives, selection.alternatives, strict=True):
+        policy = selection.sequence.shape.policy("other", said.threshold)
+        assert point.figures.accuracy == evaluate(policy, TEST, PRICES).accuracy
+
+
+def test_scores_are_compared_at_the_certified_limits(report: Report, selection: Selection) -> None:
+    ours, random = report.scores["certified"], report.scores["random"]
+    assert set(report.scores) == {"certified", "max_probability", "random"}
+    assert ours.aurc.value < random.aurc.value
+    assert ours.apgr is not None
+    assert random.apgr is not None
+    assert ours.apgr.value > 0.6 > random.apgr.value > 0.4
+    score = order(Shape.of(selection.policy), TEST)
+    assert ours.hindsight_coverage.value == hindsight_coverage(score, TEST.differs, 0.08)
+    assert report.of_hindsight == report.edge_share / ours.hindsight_coverage.value
+    assert list(ours.cpt) == ["50%", "80%", "95%"]
+    half = ours.cpt["50%"]
+    assert half.cost_usd.value == PRICES.per_message(half.cloud_share.value)
+    assert half.cost_usd.interval is not None
+    assert half.cost_usd.interval[0] <= half.cost_usd.value <= half.cost_usd.interval[1]
+
+
+def test_a_score_obeys_the_rules_of_its_policy() -> None:
+    """What a rule keeps or sends away, no threshold moves; hindsight may not count on it."""
+    rules = Rules(never_escalate=(LABELS[0],), always_escalate=(LABELS[1],))
+    shape = Shape(score=MaxProbability(), rules=rules)
+    score, found = order(shape, TEST), curve(shape, TEST)
+    assert set(score[TEST.pinned]) == {np.inf}
+    assert set(score[~TEST.pinned & (TEST.edge_label == 1)]) == {-np.inf}
+    assert hindsight_coverage(score, TEST.differs, 1.0) == found.edge_share.max()
+
+
+def test_no_gap_leaves_no_metric_of_the_gap() -> None:
+    """A cloud that is no better than the edge: nothing to recover, and the page says so."""
+    swapped = replace(TEST, edge_label=TEST.cloud_label, cloud_label=TEST.edge_label)
+    found = score_metrics(order(Shape(score=MaxProbability()), swapped), swapped, {}, PRICES)
+    assert (found.apgr, found.cpt) == (None, {})
+    assert found.hindsight_coverage.value == 1.0
+
+
+def test_oracle_is_above_every_threshold(report: Report, selection: Selection) -> None:
+    assert curve(Shape.of(selection.policy), TEST).accuracy.max() <= report.oracle.accuracy
+    free = (TEST.cloud_right & ~TEST.edge_right & ~TEST.pinned).mean()
+    assert report.oracle.cloud_share == pytest.approx(free)
+    assert report.oracle.accuracy == pytest.approx(report.accuracy.edge + free)
+
+
+# ---- the worst disagreements ----------------------------------------------------------------
+
+TEXTS = [f"message <{i}> of jane.doe@example.com " + "x" * 200 for i in range(TEST.rows)]
+
+
+def test_the_worst_disagreements_are_the_most_trusted(selection: Selection) -> None:
+    found = disagreements(selection.policy, TEST, TEXTS, 5)
+    trust = trusts(selection.policy, TEST)
+    wrong = kept(selection.policy, TEST) & TEST.differs & ~TEST.pinned
+    assert [one.trust for one in found] == sorted(trust[wrong], reverse=True)[:5]
+    assert all(one.edge != one.cloud for one in found)
+    with pytest.raises(DataError, match="1200 rows, but 3 texts"):
+        disagreements(selection.policy, TEST, TEXTS[:3])
+
+
+def test_messages_are_masked_cut_and_escaped(report: Report, selection: Selection) -> None:
+    found = disagreements(selection.policy, TEST, TEXTS)
+    assert len(found) == 20
+    assert all(len(one.text) == 160 for one in found)
+    html = render_html(report, {}, found)
+    assert "jane.doe" not in html
+    assert "message &lt;" in html
+    assert "message <" not in html
+    assert "jane" not in repr(found)
+    assert "message" not in repr(found)
+
+
+def test_messages_with_personal_data_are_not_shown(selection: Selection) -> None:
+    everything = replace(TEST, pinned=np.ones(TEST.rows, np.bool_))
+    assert disagreements(selection.policy, everything, TEXTS) == []
+
+
+def test_messages_stand_in_the_page_and_nowhere_else(
+    tmp_path: Path, report: Report, selection: Selection
+) -> None:
+    worst = disagreements(selection.policy, TEST, TEXTS)
+    data, page = write(tmp_path, report, {}, worst)
+    assert "message &lt;" in page.read_text()
+    assert "message <" not in data.read_text()
+    assert "Worst disagreements" not in render_html(report, {})
 
 
 def test_a_test_split_without_labels_is_refused(selection: Selection) -> None:

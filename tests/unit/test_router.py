@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +14,7 @@ from cluster.audit import AuditRecord
 from cluster.errors import AuditError, ModelOutputError
 from serve_app.contracts import Message, Prediction, Route, RouteReason
 from serve_app.cost import Prices
+from serve_app.explain import Alternative
 from serve_app.gather import Outcome, OverloadedError
 from serve_app.policy import RANDOM, RouterPolicy, Rules
 from serve_app.router import Answered, Answerer, EmptyTextsError, ServedRelease, UnansweredError
@@ -99,6 +100,8 @@ def make(pool: ThreadPoolExecutor) -> Make:
         cloud: Outcome = CLOUD,
         prepare: Callable[[str], Message] = prepare,
         policy: RouterPolicy = POLICY,
+        explore_share: float = 0.0,
+        draws: Sequence[float] = (),
     ) -> Rig:
         tiers, log, ids = (FakeTier(edge), FakeTier(cloud)), FakeLog(), itertools.count()
         release = ServedRelease("r-1", "r-1", policy, PRICES, LABELS, *tiers)
@@ -113,6 +116,8 @@ def make(pool: ThreadPoolExecutor) -> Make:
             now=lambda: 1.0e9,
             pool=pool,
             prepare=prepare,
+            explore_share=explore_share,
+            draw=iter(draws).__next__,  # fails where more is drawn than was meant to be
         )
         return Rig(*tiers, log, answerer)
 
@@ -167,7 +172,8 @@ async def test_a_failed_edge_hands_over_to_the_cloud_and_is_not_charged(make: Ma
     assert answer.cost_usd == PRICES.cloud_usd
     assert rig.log.bad == 1
     assert answer.explanation is not None
-    assert answer.explanation.decision is None
+    assert (answer.explanation.route, answer.explanation.trust) == (None, None)
+    assert answer.explanation.costs_usd == {Route.CLOUD: answer.cost_usd}
 
 
 async def test_a_failed_edge_never_hands_over_a_pinned_message(make: Make) -> None:
@@ -271,20 +277,56 @@ async def test_a_preview_explains_without_giving_the_answer_away(make: Make) -> 
     preview = await rig.one("hello", route_only=True, explain=True)
     assert preview.explanation is not None
     assert preview.explanation.probabilities == {}
-    assert preview.explanation.decision is not None
+    assert preview.explanation.route is Route.CLOUD
     assert rig.log.events == []
+
+
+@pytest.mark.parametrize("explain", [False, True])
+async def test_a_preview_does_not_name_the_list_that_the_class_is_in(
+    make: Make, explain: bool
+) -> None:
+    policy = POLICY.model_copy(update={"rules": Rules(never_escalate=("yes",))})
+    by_rule = await make(policy=policy).one("hello", route_only=True, explain=explain)
+    by_trust = await make(edge=replace(SURE, label="no"), policy=policy).one(
+        "hello", route_only=True, explain=explain
+    )
+    assert by_rule == by_trust
+    assert by_rule.reason is RouteReason.TRUSTED
+
+
+async def test_a_degraded_answer_explains_what_the_rule_wanted(make: Make) -> None:
+    answer = await make(edge=UNSURE, cloud=TimeoutError()).one("hello", explain=True)
+    assert (answer.route, answer.reason) == (Route.EDGE, RouteReason.CLOUD_FAILED)
+    assert answer.explanation is not None
+    assert answer.explanation.route is Route.CLOUD
+    assert answer.explanation.reason is RouteReason.ESCALATED
 
 
 async def test_explain_adds_up(make: Make) -> None:
     explanation = (await make().one("hello", explain=True)).explanation
     assert explanation is not None
-    assert explanation.decision is not None
+    assert explanation.trust is not None
     assert explanation.probabilities == {"no": 0.05, "yes": 0.95}
-    assert math.isclose(sum(explanation.breakdown.values()), explanation.decision.trust)
-    assert (explanation.other_route, explanation.other_cost_usd) == (
-        Route.CLOUD,
-        PRICES.edge_usd + PRICES.cloud_usd,
+    assert math.isclose(sum(explanation.breakdown.values()), explanation.trust)
+    assert explanation.costs_usd == {
+        Route.EDGE: PRICES.edge_usd,
+        Route.CLOUD: PRICES.edge_usd + PRICES.cloud_usd,
+    }
+
+
+async def test_explain_tells_the_nearest_certified_alternatives(make: Make) -> None:
+    strict = Alternative(
+        risk=0.005, threshold=0.97, edge_share=0.5, upper_bound=0.004, confidence=0.95
     )
+    for route_only in (False, True):
+        rig = make()
+        rig.answerer.release = replace(rig.answerer.release, alternatives=(strict,))
+        answer = await rig.one("hello", explain=True, route_only=route_only)
+        assert answer.explanation is not None
+        near = answer.explanation.alternatives
+        assert near.looser is None
+        assert near.stricter is not None
+        assert (near.stricter.risk, near.stricter.route) == (0.005, Route.CLOUD)
 
 
 async def test_explain_names_the_parts_of_a_learned_score_and_of_its_class(make: Make) -> None:
@@ -296,12 +338,12 @@ async def test_explain_names_the_parts_of_a_learned_score_and_of_its_class(make:
     )
     explanation = (await make(policy=policy).one("hello", explain=True)).explanation
     assert explanation is not None
-    assert explanation.decision is not None
+    assert explanation.trust is not None
     parts = explanation.breakdown
     assert parts == {
         "intercept": -2.0, "class": 0.5, "log_odds": log_odds(0.95), "class_margin": -0.25,
     }  # fmt: skip
-    assert math.isclose(sum(parts.values()), explanation.decision.trust)
+    assert math.isclose(sum(parts.values()), explanation.trust)
 
 
 async def test_a_rule_that_fires_is_the_reason(make: Make) -> None:
@@ -312,6 +354,75 @@ async def test_a_rule_that_fires_is_the_reason(make: Make) -> None:
     answer = await rig.one("I will ask my lawyer")
     assert (answer.route, answer.reason) == (Route.CLOUD, RouteReason.ESCALATION_WORDS)
     assert rig.log.records[0].reason == "escalation_words"
+
+
+# ---- exploration
+
+
+async def test_a_share_of_the_trusted_is_explored_and_the_chances_are_written_down(
+    make: Make,
+) -> None:
+    rig = make(explore_share=0.1, draws=(0.0999, 0.1, 0.5))
+    rig.edge.special = {"b": UNSURE}
+    answers = await rig.answerer.answer(["a", "b", "c", "d"])
+    assert rig.cloud.seen == ["a", "b"]
+    assert [answer.reason.value for answer in answers] == [
+        "explored", "escalated", "trusted", "trusted",
+    ]  # fmt: skip
+    assert [record.propensity for record in rig.log.records] == [0.1, 1.0, 0.9, 0.9]
+
+
+async def test_an_explored_message_gets_the_clouds_answer_and_pays_both(make: Make) -> None:
+    rig = make(cloud=UNSURE, explore_share=0.5, draws=[0.0])
+    answer = await rig.one("hello")
+    assert (answer.label, answer.route) == (UNSURE.label, Route.CLOUD)
+    assert answer.cost_usd == PRICES.edge_usd + PRICES.cloud_usd
+    record = rig.log.records[0]
+    assert (record.edge_label, record.label) == (SURE.label, UNSURE.label)
+    assert (record.reason, record.propensity) == ("explored", 0.5)
+
+
+async def test_a_look_that_fails_leaves_the_rules_own_answer_which_is_not_degraded(
+    make: Make,
+) -> None:
+    rig = make(cloud=TimeoutError(), explore_share=0.5, draws=[0.0])
+    answer = await rig.one("hello")
+    assert (answer.label, answer.route) == (SURE.label, Route.EDGE)
+    assert (answer.reason, answer.degraded) == (RouteReason.EXPLORED, False)
+    assert answer.cost_usd == PRICES.edge_usd
+
+
+async def test_pinned_and_class_kept_messages_are_never_explored(make: Make) -> None:
+    policy = RouterPolicy(
+        name="kept", score=MaxProbability(), threshold=0.9, rules=Rules(never_escalate=("yes",))
+    )
+    rig = make(policy=policy, explore_share=0.5, draws=())
+    answers = await rig.answerer.answer(["hello", EMAIL])
+    assert [answer.reason.value for answer in answers] == ["class_kept", "pii_pinned"]
+    assert rig.cloud.seen == []
+    assert [record.propensity for record in rig.log.records] == [1.0, 1.0]
+
+
+async def test_a_preview_never_explores(make: Make) -> None:
+    rig = make(explore_share=0.5, draws=())
+    preview = await rig.one("hello", route_only=True)
+    assert (preview.route, preview.reason) == (Route.EDGE, RouteReason.TRUSTED)
+
+
+async def test_without_exploration_nothing_is_drawn(make: Make) -> None:
+    rig = make(draws=())
+    await rig.one("hello")
+    assert rig.log.records[0].propensity == 1.0
+
+
+async def test_the_record_has_what_the_edge_said_whoever_answers(make: Make) -> None:
+    rig = make(edge=UNSURE)
+    await rig.one("hello")
+    rig.edge.default = ModelOutputError("NaN")
+    await rig.one("hello")
+    assert [(record.edge_label, record.label) for record in rig.log.records] == [
+        (UNSURE.label, CLOUD.label), (None, CLOUD.label),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("blank", ["", "   ", "\u200b\u200e", "\ud800"])

@@ -14,6 +14,7 @@ from cluster.bundles import TOKENIZER
 from serve_app.classifier import OnnxScorer
 from tests.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
 from train_jobs import served
+from train_jobs.domain import Domain, features_of, fit
 from train_jobs.encoders import ACTIVATIONS, save_tokenizer
 
 MAKERS = {"bert": make_tiny_bert, "roberta": make_tiny_roberta, "distilbert": make_tiny_distilbert}
@@ -35,6 +36,13 @@ def made(kind: str, folder: Path, activation: str = "gelu") -> tuple[Any, OnnxSc
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     served.write(folder / "model", folder / "model.onnx")
     return model, OnnxScorer.open(folder / "model.onnx", folder / TOKENIZER, 128)
+
+
+def domain_of(model: Any) -> Domain:
+    """Fitted on messages of random pieces, of two classes."""
+    random = np.random.default_rng(0)
+    seen = features_of(model, random.integers(20, 700, (90, 9)).tolist())
+    return fit(seen, np.arange(90) % 2, seen)
 
 
 def answers(model: Any, ids: list[list[int]]) -> np.ndarray:
@@ -67,3 +75,33 @@ def test_it_is_a_valid_model_of_few_nodes(tmp_path: Path) -> None:
     assert len(model.graph.node) < 20 * 4 + 15
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & {"Transpose", "Reshape", "Where", "Expand", "Softmax"}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_distance_is_the_domains(tmp_path: Path, kind: str) -> None:
+    """A message among others of its length too; and the logits stay the same to the last bit."""
+    model, plain = made(kind, tmp_path)
+    domain = domain_of(model)
+    served.write(tmp_path / "model", tmp_path / "measures.onnx", domain)
+    scorer = OnnxScorer.open(tmp_path / "measures.onnx", tmp_path / TOKENIZER, 128)
+    assert scorer.output_names == ("logits", "distance")
+    for length in (1, 9, 128):
+        ids = np.random.default_rng(length).integers(20, 700, (5, length)).tolist()
+        logits, distances = scorer.outputs(ids)
+        assert np.array_equal(logits, plain.run(ids))
+        expected = domain.distances(features_of(model, ids))
+        assert distances.shape == (5,)
+        assert np.ptp(expected) > 0.05
+        np.testing.assert_allclose(distances, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_distance_adds_few_nodes(tmp_path: Path) -> None:
+    model, _ = made("bert", tmp_path)
+    plain = onnx.load(tmp_path / "model.onnx")
+    assert [item.name for item in plain.graph.output] == ["logits"]
+    served.write(tmp_path / "model", tmp_path / "measures.onnx", domain_of(model))
+    measures = onnx.load(tmp_path / "measures.onnx")
+    onnx.checker.check_model(measures)
+    added = [node.name for node in measures.graph.node][len(plain.graph.node) :]
+    assert len(added) == 11
+    assert all(name.startswith("distance") for name in added)

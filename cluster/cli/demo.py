@@ -1,0 +1,108 @@
+"""`firstline demo`: everything once, on sample messages."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from cluster.cli.report import report_of_release, show, time_one_by_one, worst
+from cluster.cli.serve import read_texts, serve_config
+from cluster.cli.terminal import friendly, say
+from cluster.cli.tune import last_run, tuned
+from cluster.connect import connected
+from cluster.settings import Settings, load_settings
+
+_TIMED_MESSAGES: Final = 300
+_FEEDBACK: Final = 100
+_ELSEWHERE: Final = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "FIRSTLINE_RAY_ADDRESS")
+_DEMO_ROWS: Final = 7000
+_DEMO_EPOCHS: Final = 7.0
+_DEMO_MORE_DISTILLATION: Final = 3.0
+# Scoring a row costs a hundredth of training on it, and every row narrows the certificate.
+_DEMO_CERTIFY_SHARE: Final = 0.3
+commands = typer.Typer()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _raw_test(settings: Settings, samples: Path) -> tuple[list[str], list[str]]:
+    """The test split as customers wrote it: a dataset holds masked text, traffic does not."""
+    from serve_app.text import prepare
+    from train_jobs.data import load_dataset
+
+    raw = {prepare(text).text: text for text in read_texts(samples, "text", None)[0]}
+    test = load_dataset(Path(last_run(settings)["dataset"])).read("test")
+    return [raw[row.message.text] for row in test], [str(row.label) for row in test]
+
+
+def _traffic(settings: Settings, url: str, texts: Sequence[str], labels: Sequence[str]) -> float:
+    """Real HTTP: the whole split in lists, feedback, then one by one; the accuracy seen."""
+    from serve_app.client import Firstline
+
+    with Firstline(url) as client:
+        answers = client.classify(texts)
+        for answer, label in list(zip(answers, labels, strict=True))[:_FEEDBACK]:
+            client.feedback(answer["id"], label)
+        time_one_by_one(settings, client, texts[:_TIMED_MESSAGES], answers[0]["release"])
+    right: int = sum(a["label"] == label for a, label in zip(answers, labels, strict=True))
+    return right / len(answers)
+
+
+@commands.command()
+@friendly
+def demo(
+    rows: Annotated[int, typer.Option(min=1000, help="Sample messages.")] = _DEMO_ROWS,
+    epochs: Annotated[float, typer.Option(help="Of training, at most.")] = _DEMO_EPOCHS,
+    risk: Annotated[float, typer.Option(help="Accuracy to give up.")] = 0.02,
+) -> None:
+    """Run everything once on sample messages: train, tune, serve, traffic, report.
+
+    Example: firstline demo
+    """
+    from cluster.registry import fetch_release, promote
+    from serve_app import service
+    from train_jobs.pipeline import configure, run
+    from train_jobs.samples import write_csv
+    from tune.limits import Limits
+    from tune.release import TuneConfig, write_report
+
+    for name in _ELSEWHERE:  # the demo is this machine's alone
+        os.environ.pop(name, None)
+    settings = load_settings(load_settings().home / "demo")
+    service.stop(settings)
+    shutil.rmtree(settings.home, ignore_errors=True)
+    settings.home.mkdir(parents=True)
+    samples = settings.home / "samples.csv"
+    write_csv(samples, rows, settings.seed)
+    with connected(settings):
+        config = configure(
+            data=samples, epochs=epochs, dapt_epochs=1.0, certify_share=_DEMO_CERTIFY_SHARE
+        )
+        # The student has more to learn than the few steps of so small a run would teach it.
+        longer = replace(config.distill, epochs=epochs + _DEMO_MORE_DISTILLATION)
+        run(replace(config, distill=longer), settings)
+        figures = tuned(settings, TuneConfig(limits=Limits(risk=risk)))
+    release = fetch_release(settings, figures.release)
+    promote(settings, release.id)
+    texts, labels = _raw_test(settings, samples)
+    say("Serving it ...")
+    try:
+        info = service.start(settings, release.id, serve_config(None, "127.0.0.1", _free_port()))
+        seen = _traffic(settings, info.url, texts, labels)
+    finally:
+        service.stop(settings)
+    _, figures = report_of_release(settings, release.id)
+    data, page = write_report(release, figures, settings.home, worst(settings, release))
+    show(figures)
+    typer.echo(f"  {'accuracy over HTTP':<24} {seen:7.2%}")
+    typer.echo(f"Wrote {data} and {page}.")

@@ -1,0 +1,241 @@
+"""`firstline serve`, `classify`, `status`, `stop`, `compact`: the running service."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli.report import ms, time_one_by_one, which
+from cluster.cli.terminal import Json, friendly, print_json, say
+from cluster.errors import ConfigError, DataError, FirstlineError, ServiceError
+from cluster.files import read_json
+from cluster.settings import Settings, load_settings
+
+commands = typer.Typer()
+
+
+@commands.command()
+@friendly
+def serve(
+    release: Annotated[
+        str | None, typer.Option(help="Default: the champion, or the newest.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON of serving options, see docs/serving.md.")
+    ] = None,
+    detach: Annotated[bool, typer.Option(help="Return when it answers.")] = False,
+) -> None:
+    """Serve a release over HTTP until Ctrl-C; it becomes the champion.
+
+    Example: firstline serve --port 8000
+    """
+    from cluster.registry import fetch_release, promote
+    from serve_app import service
+
+    settings = load_settings()
+    options = serve_config(config, host, port)
+    wanted = fetch_release(settings, release or which(settings)).id
+    say(f"Starting release {wanted} on http://{host}:{port} ...")
+
+    def up(info: Any) -> None:
+        with suppress(FirstlineError):  # a release that was never registered can still be served
+            promote(settings, wanted)
+        say(f"Serving {info.release} at {info.url} (docs at {info.url}/docs).")
+
+    if detach:
+        up(service.start(settings, wanted, options))
+    else:
+        service.run(settings, wanted, options, on_ready=up)
+
+
+def serve_config(file: Path | None, host: str, port: int) -> Any:
+    from pydantic import ValidationError
+
+    from serve_app.app import ServeConfig
+
+    try:
+        given = read_json(file) if file else {}
+        return ServeConfig.model_validate({**given, "host": host, "port": port})
+    except FileNotFoundError:
+        raise ConfigError(f"There is no file {file}.") from None
+    except (ValidationError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file or 'The options'} cannot be used: {error}") from None
+
+
+def _url(settings: Settings, url: str | None) -> str:
+    from serve_app import service
+
+    if url:
+        return url
+    info = service.status(settings).info
+    if info is None:
+        raise ServiceError("No service is running here. Start one with `firstline serve`.")
+    return str(info.url)
+
+
+def read_texts(
+    file: Path, text_column: str, label_column: str | None
+) -> tuple[list[str], list[str]]:
+    from serve_app.text import normalise
+    from train_jobs.data import read_rows
+
+    columns = [text_column, *([label_column] if label_column else [])]
+    rows = [values for _, values in read_rows(file, columns)]
+    return [row[0] for row in rows], [normalise(row[1]) for row in rows] if label_column else []
+
+
+@commands.command()
+@friendly
+def classify(
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to classify.")] = None,
+    file: Annotated[Path | None, typer.Option(help="CSV, JSONL or Parquet of texts.")] = None,
+    text_column: Annotated[str, typer.Option()] = "text",
+    label_column: Annotated[
+        str | None, typer.Option(help="A column of right labels: prints the accuracy.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the answers as JSONL.")] = None,
+    url: Annotated[str | None, typer.Option(help="Default: the service started here.")] = None,
+    explain: Annotated[bool, typer.Option(help="Say why, for each answer.")] = False,
+    timed: Annotated[
+        int, typer.Option(min=0, help="Then ask so many one by one, and keep p50 and p95.")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Classify texts over HTTP.
+
+    Example: firstline classify "Where is my card?"
+    """
+    from cluster.files import write_text
+    from serve_app.client import Firstline
+    from serve_app.explain import lines
+
+    if bool(texts) == bool(file):
+        raise DataError("Give texts, or a file with --file, and not both.")
+    labels: list[str] = []
+    if file is not None:
+        texts, labels = read_texts(file, text_column, label_column)
+    assert texts is not None
+    settings = load_settings()
+    with Firstline(_url(settings, url)) as client:
+        answers = client.classify(texts, explain=explain)
+        latency = time_one_by_one(settings, client, texts[:timed], answers[0]["release"])
+    if out is not None:
+        write_text(out, "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers))
+        say(f"Wrote {len(answers)} answers to {out}.")
+    if as_json:
+        print_json(answers)
+    elif file is None:
+        for answer in answers:
+            typer.echo(f"{answer['label']}  {answer['confidence']:.3f}  {answer['route']} "
+                       f"({answer['reason']})")  # fmt: skip
+            if explain:
+                for line in lines(answer["explanation"]):
+                    typer.echo(f"  {line}")
+    if file is not None and not as_json:
+        _summarise(answers, labels)
+    if latency is not None:
+        p50, p95 = ms(latency["p50"]), ms(latency["p95"])
+        say(f"one by one, end to end over HTTP: p50 {p50}, p95 {p95}")
+
+
+def _summarise(answers: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+    edge = sum(answer["route"] == "edge" for answer in answers)
+    cost = sum(answer["cost_usd"] for answer in answers) / len(answers)
+    typer.echo(f"{len(answers)} answers, {edge / len(answers):.1%} at the edge, "
+               f"${cost:.5f} per message")  # fmt: skip
+    if labels:
+        right = sum(a["label"] == label for a, label in zip(answers, labels, strict=True))
+        typer.echo(f"accuracy {right / len(answers):.2%} ({right} of {len(answers)})")
+
+
+@commands.command()
+@friendly
+def explain(
+    text: Annotated[str, typer.Argument(help="One message.")],
+    release: Annotated[str | None, typer.Option(help="Default: the champion.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Ask a service; default: the release's edge, here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where a message would go and why: score, threshold, rules, parts, cost, alternatives.
+
+    Example: firstline explain "Where is my card?"
+    """
+    from cluster.registry import fetch_release
+    from serve_app.client import Firstline
+    from serve_app.explain import lines
+    from serve_app.local import explain_locally
+
+    settings = load_settings()
+    if url is not None:
+        with Firstline(url) as client:
+            made = dict(client.explain(text))
+    else:
+        found = fetch_release(settings, release or which(settings))
+        made = explain_locally(found, text).model_dump(mode="json")
+    if as_json:
+        print_json(made)
+        return
+    for line in lines(made):
+        typer.echo(line)
+
+
+@commands.command()
+@friendly
+def status(as_json: Json = False) -> None:
+    """Show what is running.
+
+    Example: firstline status
+    """
+    from serve_app import service
+
+    found = service.status(load_settings())
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    elif not found.running or found.info is None:
+        typer.echo("No service is running.")
+    else:
+        typer.echo(f"{found.info.release} at {found.info.url}: "
+                   f"{'ready' if found.ready else 'not ready'}")  # fmt: skip
+        for name, states in sorted(found.replicas.items()):
+            typer.echo(f"  {name:<40} {', '.join(f'{n} {s}' for s, n in states.items())}")
+    for line in found.problems:
+        say(f"  {line}")
+
+
+@commands.command()
+@friendly
+def stop() -> None:
+    """Stop the service that was started here, and every process of it.
+
+    Example: firstline stop
+    """
+    from serve_app import service
+
+    say("Stopped." if service.stop(load_settings()) else "No service was running.")
+
+
+@commands.command()
+@friendly
+def compact(
+    days: Annotated[int, typer.Option(min=1, help="Leave so many of the newest alone.")] = 7,
+) -> None:
+    """Pack the audit log's older days into one Parquet file each; nothing is lost.
+
+    Example: firstline compact --days 7
+    """
+    from datetime import UTC, datetime, timedelta
+
+    from cluster.audit import compact as pack
+
+    before = datetime.now(UTC).date() - timedelta(days=days - 1)
+    made = pack(load_settings().audit_dir, before)
+    say(f"Packed {made.records} records into {len(made.files)} files.")
+    for path in made.left:
+        say(f"  left as it is, a line of it is corrupt: {path}")
