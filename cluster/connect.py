@@ -84,6 +84,7 @@ def connect(
 
 def _join(address: str, runtime_env: dict[str, object], common: dict[str, Any]) -> None:
     import ray
+    from ray.exceptions import RayError
 
     if address.startswith(("http://", "https://")):
         raise ConfigError(
@@ -94,7 +95,7 @@ def _join(address: str, runtime_env: dict[str, object], common: dict[str, Any]) 
         _knock(address)
         with _impatient():
             ray.init(address=address, runtime_env=runtime_env, **common)
-    except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
+    except (RayError, ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         raise ServiceError(
             f"The Ray cluster at {address} does not answer: {str(error).strip().splitlines()[0]} "
             "Check RAY_ADDRESS and FIRSTLINE_RAY_ADDRESS, or unset them for a Ray of its own."

@@ -212,13 +212,12 @@ def _shifted(progress: Progress, start: int, of: int) -> Progress:
 
 def sweep(
     config: TuneConfig,
-    made: Mapping[str, Table],
+    table: Table,
+    pool: Mapping[str, Scorer],
     settings: Settings,
     progress: Progress = silent,
-) -> tuple[search.SweepResult, dict[str, Scorer]]:
-    """The scorers and the Ray Tune search; a search that was killed goes on where it was."""
-    table = made["tune"]
-    pool = search.fit_pool(table, made["calibration"], progress)
+) -> search.SweepResult:
+    """The Ray Tune search on `tune`; one that was killed goes on where it was."""
     storage = settings.home / "sweep"
     found = search.run(
         search.SweepConfig(
@@ -230,7 +229,7 @@ def sweep(
         progress,
     )  # fmt: skip
     shutil.rmtree(storage, ignore_errors=True)
-    return found, pool
+    return found
 
 
 def certified(

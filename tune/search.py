@@ -55,7 +55,6 @@ from serve_app.cost import Prices
 from serve_app.policy import Rules
 from serve_app.scores import Weighted
 from tune import scorers as pools
-from tune.fit import check_extra
 from tune.objective import Curve, FrontPoint, Shape, curve, pareto
 from tune.replay import Floats, Ints, Table, load_table
 from tune.scorers import Scorer
@@ -111,31 +110,13 @@ class SweepResult:
     seconds: float
 
 
-def fit_pool(
-    table: Table, extra: Table | None = None, progress: Report = silent
-) -> dict[str, Scorer]:
-    """`tune.scorers.pool` on the connected cluster: one task for each learned scorer.
-
-    Raises:
-        DataError: the table has no rows, or `extra` is the same split or of other models.
-    """
-    check_extra(table, extra)
-    rows, more, fit = ray.put(table), ray.put(extra), ray.remote(pools.learned)
-    tasks = {fit.remote(name, how, rows, more): name for name, how in pools.learners(table).items()}
-    waiting = list(tasks)
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        progress(len(tasks) - len(waiting), len(tasks), tasks[ready[0]])
-    return pools.singles(table) | {name: ray.get(task) for task, name in tasks.items()}
-
-
 def run(
     config: SweepConfig, table: Table, pool: Mapping[str, Scorer], progress: Report = silent
 ) -> SweepResult:
     """Searches on the connected cluster; the caller has called `cluster.connect.connect`.
 
     Args:
-        pool: the scorers of this table, `fit_pool` or `tune.scorers.pool`.
+        pool: the scorers of this table, `tune.scorers.pool`.
 
     Raises:
         DataError: the table is empty.
@@ -444,11 +425,10 @@ def _search(options: argparse.Namespace) -> None:
         trials=options.trials,
         seed=settings.seed if options.seed is None else options.seed,
     )
-    with connected(settings):
-        with stage("scorers") as progress:
-            pool = fit_pool(table, extra, progress)
-        with stage("sweep") as progress:
-            result = run(config, table, pool, progress)
+    with stage("scorers") as progress:
+        pool = pools.pool(table, extra, progress)
+    with connected(settings), stage("sweep") as progress:
+        result = run(config, table, pool, progress)
     save(result, out / "front.json")
     draw_pareto(out / "pareto.png", result.front, table, config.prices)
     for point in result.front:

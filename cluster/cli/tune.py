@@ -60,6 +60,7 @@ def tuned(settings: Settings, config: Any) -> Any:
     from cluster.registry import fetch_bundle, register_release
     from train_jobs.data import load_dataset
     from train_jobs.pipeline import timed
+    from tune import scorers
     from tune.certify import require_rows
     from tune.recertify import USED_SPLITS
     from tune.release import SPLITS, Pair, Split, certified, make, sweep, tables
@@ -85,8 +86,10 @@ def tuned(settings: Settings, config: Any) -> Any:
     with timed("replay", stages_s) as report:
         made = tables(pair, splits, settings, report)
     config.wanted(made["tune"]).check()
+    with timed("scorers", stages_s) as report:
+        pool = scorers.pool(made["tune"], made["calibration"], report)
     with timed("sweep", stages_s) as report, connected(settings):
-        result, pool = sweep(config, made, settings, report)
+        result = sweep(config, made["tune"], pool, settings, report)
     with timed("certify", stages_s):
         selection = certified(config, result, pool, made)
     with timed("release", stages_s):

@@ -262,7 +262,7 @@ def sweep_rows(made: Tables, home: Path) -> Iterator[Row]:
     start = time.perf_counter()
     settings = load_settings(home / "bench" / "router-sweep")
     with connected(settings), stage("sweep") as report:
-        pool = search.fit_pool(made.of["tune"], made.of["calibration"], report)
+        pool = scorers.pool(made.of["tune"], made.of["calibration"])
         config = search.SweepConfig(storage=str(settings.home / "ray-tune"))
         found = search.run(config, made.of["tune"], pool, report)
     yield row("a full sweep, Ray started, s", [time.perf_counter() - start], at_most=60)

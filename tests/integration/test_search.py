@@ -20,7 +20,7 @@ from tests.tables import LABELS, toy_table
 from tune.objective import Shape, curve, evaluate, front
 from tune.replay import save_table
 from tune.scorers import Scorer, pool
-from tune.search import SweepConfig, SweepResult, fit_pool, load, main, run, save
+from tune.search import SweepConfig, SweepResult, load, main, run, save
 
 PRICES = Prices()
 TABLE = toy_table(1000, seed=1)
@@ -69,18 +69,6 @@ def swept(
     assert ticks == [(done, TRIALS) for done in range(1, TRIALS + 1)]
     assert any(folder.iterdir())
     return result
-
-
-def test_the_pool_is_the_same_wherever_it_is_fitted(
-    local_ray: None, scorers: dict[str, Scorer]
-) -> None:
-    ticks: list[int] = []
-    spread = fit_pool(TABLE, EXTRA, lambda done, total, note="": ticks.append(done))
-    assert list(spread) == list(scorers)
-    assert ticks == list(range(1, len(ticks) + 1))
-    for name, scorer in scorers.items():
-        assert spread[name].score == scorer.score
-        np.testing.assert_array_equal(spread[name].trust, scorer.trust)
 
 
 def test_thousands_of_policies_per_trial(swept: SweepResult) -> None:
@@ -233,8 +221,6 @@ def test_what_cannot_be_judged_is_refused_before_ray_is_asked(
 ) -> None:
     with pytest.raises(DataError, match="no rows"):
         run(SweepConfig(storage=str(tmp_path)), toy_table(0), {})
-    with pytest.raises(DataError, match="that saw it"):
-        fit_pool(TABLE, TABLE)
     with pytest.raises(SystemExit):
         main(["--table", str(tmp_path / "none.parquet"), "--out", str(tmp_path)])
     assert "is not a table" in capsys.readouterr().err

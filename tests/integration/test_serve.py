@@ -321,6 +321,8 @@ def test_a_keeper_that_is_killed_leaves_nothing_that_stop_does_not_find(tmp_path
     assert info.keeper_pid is not None
     assert info.haproxy_dir is not None
     os.kill(info.keeper_pid, signal.SIGKILL)
+    # Ray ends a process that joins a cluster in the moment of its death, and this one is pytest.
+    assert wait_for(lambda: not service._is_alive(info))
     assert wait_for(lambda: not service.status(settings).running)
     assert service.stop(settings)
     assert service._marked(info.haproxy_dir) == []

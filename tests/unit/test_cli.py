@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +44,6 @@ from tune.objective import FrontPoint, Shape, evaluate
 from tune.recertify import USED
 from tune.release import TuneConfig
 from tune.replay import Table
-from tune.scorers import Scorer
 from tune.search import SweepResult
 
 
@@ -342,14 +341,12 @@ def toys(settings: Settings, tmp_path: Path) -> Pair:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep that tries confidence alone, in this process."""
 
-    def swept(
-        config: TuneConfig, made: Mapping[str, Table], *_: object
-    ) -> tuple[SweepResult, dict[str, Scorer]]:
+    def swept(config: TuneConfig, table: Table, *_: object) -> SweepResult:
         shape = Shape(score=MaxProbability(), rules=config.rules)
         policy = shape.policy("found", 0.9)
-        prices = config.pricing.of(made["tune"])
-        point = FrontPoint(policy=policy, outcome=evaluate(policy, made["tune"], prices))
-        return SweepResult([point], [point], {}, 1, 1, 0.1), {}
+        prices = config.pricing.of(table)
+        point = FrontPoint(policy=policy, outcome=evaluate(policy, table, prices))
+        return SweepResult([point], [point], {}, 1, 1, 0.1)
 
     monkeypatch.setattr("tune.release.sweep", swept)
     monkeypatch.setattr("cluster.cli.tune.connected", lambda _: nullcontext())
