@@ -20,10 +20,9 @@ _TIMED_MESSAGES: Final = 300
 _FEEDBACK: Final = 100
 _ELSEWHERE: Final = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "FIRSTLINE_RAY_ADDRESS")
 _DEMO_ROWS: Final = 7000
-_DEMO_EPOCHS: Final = 5.0
-_DEMO_MORE_DISTILLATION: Final = 4.0
-# Enough to be seen to run: on sentence encoders more of it was not seen to help.
-_DEMO_DAPT_EPOCHS: Final = 0.4
+_DEMO_EPOCHS: Final = 7.0
+_DEMO_MORE_DISTILLATION: Final = 3.0
+_DEMO_DAPT_EPOCHS: Final = 1.0
 # Scoring a row costs a hundredth of training on it, and every row narrows the certificate.
 _DEMO_CERTIFY_SHARE: Final = 0.3
 commands = typer.Typer()
