@@ -29,8 +29,11 @@ TRIALS = 30
 # What a sweep of 2,000 rows may take on 2 free cores, Ray started included.
 FULL_SWEEP_S = 60.0
 # A driver of its own on the cluster at hand, to be killed.
+# Half a second passes between two writings of the state, and a trial takes a twentieth of one: so
+# that there is something to keep, the driver takes its time over each.
 DRIVER = """
 import sys
+import time
 import ray
 from tests.integration.test_search import TABLE, TRIALS
 from tune.scorers import singles
@@ -38,7 +41,14 @@ from tune.search import SweepConfig, run
 
 ray.init(address=sys.argv[1], log_to_driver=False)
 config = SweepConfig(storage=sys.argv[2], trials=TRIALS, seed=5)
-run(config, TABLE, singles(TABLE), lambda done, total, note="": print(done, flush=True))
+
+
+def tell(done, total, note=""):
+    print(done, flush=True)
+    time.sleep(0.2)
+
+
+run(config, TABLE, singles(TABLE), tell)
 """
 
 
