@@ -348,6 +348,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         point = FrontPoint(policy=policy, outcome=evaluate(policy, table, prices))
         return SweepResult([point], [point], {}, 1, 1, 0.1)
 
+    monkeypatch.setattr("tune.scorers.pool", lambda *_: {})
     monkeypatch.setattr("tune.release.sweep", swept)
     monkeypatch.setattr("cluster.cli.tune.connected", lambda _: nullcontext())
 
