@@ -129,6 +129,8 @@ def recertify(
     prices = Prices.model_validate(release.prices)
     policy = policy_of(release)
     limits.check(prices, confidence)
+    if per_class:
+        check_bounded(limits)
     table.require_rows()
     check_pins(policy, table)
     require_rows(table.rows, table.split, limits, confidence)
@@ -150,6 +152,12 @@ def recertify(
     path = release.path / NEW.format(time=now.strftime("%Y%m%dT%H%M%S.%fZ"))
     write_json(path, made.model_dump(mode="json"))
     return Recertified(made, path, needed)
+
+
+def check_bounded(limits: Limits) -> None:
+    """Raises ConfigError if there is nothing to bound of each class."""
+    if limits.risk is None and limits.agreement is None:
+        raise ConfigError("--per-class bounds a risk or an agreement. Give one of them too.")
 
 
 def certificates(release: Release) -> dict[str, Certificate]:
@@ -202,6 +210,6 @@ def _classes(
     elif limits.agreement is not None:
         among, target = edge, bounds.level(limits.agreement)
     else:
-        raise ConfigError("--per-class bounds a risk or an agreement. Give one of them too.")
+        raise AssertionError("refused by check_bounded")
     found = bounds.class_counts(table.edge_label, among, edge & table.differs, table.labels)
     return bounds.per_class(found, target, confidence)

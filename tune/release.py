@@ -35,7 +35,7 @@ from tune.limits import Limits
 from tune.page import Disagreement, write
 from tune.pictures import draw
 from tune.recertify import USED, save_used
-from tune.replay import Table, load_table, replay, save_table
+from tune.replay import COLUMNS, Table, load_table, replay, save_table
 from tune.report import Latency, Measured, PerTier, Report, build_report
 from tune.scorers import Scorer
 from tune.select import Selection, Wanted, check_classes, select
@@ -43,7 +43,6 @@ from tune.select import Selection, Wanted, check_classes, select
 PICTURES: Final = "pictures.json"
 # Rows of a kept table that are scored again: signals are made by code, and code changes.
 _LOOKED_AT: Final = 16
-_COLUMNS: Final = ("pinned", "edge_label", "cloud_label", "true_label")
 SPLITS: Final = ("calibration", "tune", "certify", "test")
 
 
@@ -188,7 +187,7 @@ def _equal(one: Table, other: Table) -> bool:
     if (one.labels, one.fingerprint, one.pins) != (other.labels, other.fingerprint, other.pins):
         return False
     pairs = [(one.signals[name], other.signals[name]) for name in one.signals]
-    pairs += [(getattr(one, name), getattr(other, name)) for name in _COLUMNS]
+    pairs += [(getattr(one, name), getattr(other, name)) for name in COLUMNS]
     return all(np.array_equal(left, right) for left, right in pairs)
 
 

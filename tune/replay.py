@@ -83,7 +83,7 @@ class Table:
         """Raises DataError for missing or non-finite signals, and for columns that do not fit."""
         if missing := [name for name in SIGNALS if name not in self.signals]:
             raise DataError(f"The table of {self.split!r} lacks the signals {missing}. Replay it.")
-        columns = {**self.signals, **{name: getattr(self, name) for name in _COLUMNS}}
+        columns = {**self.signals, **{name: getattr(self, name) for name in COLUMNS}}
         if odd := [name for name, column in columns.items() if column.shape != (self.rows,)]:
             raise DataError(
                 f"The table of {self.split!r} has {self.rows} rows, but {odd} differ. Replay it."
@@ -122,7 +122,7 @@ class Table:
         return replace(
             self,
             signals={name: column[rows] for name, column in self.signals.items()},
-            **{name: getattr(self, name)[rows] for name in _COLUMNS},
+            **{name: getattr(self, name)[rows] for name in COLUMNS},
         )
 
     @cached_property
@@ -161,7 +161,8 @@ class Table:
             )
 
 
-_COLUMNS: Final = ("pinned", "edge_label", "cloud_label", "true_label")
+# Beside the signals: one value of each row.
+COLUMNS: Final = ("pinned", "edge_label", "cloud_label", "true_label")
 
 
 def replay(
@@ -237,7 +238,7 @@ def _true_labels(
 def save_table(table: Table, path: Path) -> None:
     """Writes the table as one Parquet file, whole or not at all."""
     header = {name: getattr(table, name) for name in _HEADER}
-    columns = {name: getattr(table, name) for name in _COLUMNS} | dict(table.signals)
+    columns = {name: getattr(table, name) for name in COLUMNS} | dict(table.signals)
     data = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(header).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -259,7 +260,8 @@ def load_table(path: Path) -> Table:
     try:
         data = pq.read_table(path)
         header = json.loads(data.schema.metadata[_METADATA])
-        columns = {name: data[name].to_numpy() for name in (*_COLUMNS, *SIGNALS)}
+        columns = {name: data[name].to_numpy() for name in (*COLUMNS, *SIGNALS)}
+        header = {name: header[name] for name in _HEADER if name in header}
         labels = tuple(header.pop("labels"))
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(

@@ -56,7 +56,7 @@ from serve_app.policy import Rules
 from serve_app.scores import Weighted
 from tune import scorers as pools
 from tune.objective import Curve, FrontPoint, Shape, curve, pareto
-from tune.replay import Floats, Ints, Table, load_table
+from tune.replay import COLUMNS, Floats, Ints, Table, load_table
 from tune.scorers import Scorer
 from tune.space import BUDGET, FLOORS, SCORER, WEIGHTS, Point, Space, rules_of, simplicity
 from tune.space import weights_of as weights_in
@@ -71,7 +71,6 @@ _TUNE_ENV: Final = {
     # Callbacks in a RunConfig are pickled, and Tune would import all of MLflow to count them: 3 s.
     "RAY_TUNE_CALLBACKS": "tune.search.Ticker,ray.tune.logger.JsonLoggerCallback",
 }
-_COLUMNS: Final = ("pinned", "edge_label", "cloud_label", "true_label")
 _ENDED: ContextVar[Callable[[int], None]] = ContextVar("ended", default=lambda done: None)
 _SHARED: Final = {"score", "class_margins"}
 
@@ -234,7 +233,7 @@ def _folder_name(trial: Any) -> str:
 
 def _key(config: SweepConfig, table: Table, pool: Mapping[str, Scorer], space: Space) -> str:
     """Of everything that a sweep's result depends on; another key is another sweep."""
-    columns = [*(getattr(table, name) for name in _COLUMNS), *table.signals.values()]
+    columns = [*(getattr(table, name) for name in COLUMNS), *table.signals.values()]
     rows = hashlib.sha256()
     for column in [*columns, *(scorer.trust for scorer in pool.values())]:
         rows.update(np.ascontiguousarray(column).data)

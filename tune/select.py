@@ -112,7 +112,6 @@ class Candidate:
         self.name, self.shape = name, shape
         self._tune = tune
         self._trust = None if scorer is None else scorer.trust
-        self.log_loss = None if scorer is None else scorer.log_loss
 
     @cached_property
     def thresholds(self) -> Floats:

@@ -44,7 +44,7 @@ def certify(
     """
     from cluster.registry import fetch_release
     from serve_app.cost import Prices
-    from tune.recertify import limits_of, recertify
+    from tune.recertify import check_bounded, limits_of, recertify
 
     settings = load_settings()
     found = fetch_release(settings, release or which(settings))
@@ -52,6 +52,8 @@ def certify(
     wanted = limits_of(found, given)
     wanted.check(Prices.model_validate(found.prices), confidence)
     _require_label_column(wanted, label_column)
+    if per_class:
+        check_bounded(wanted)
     rows = _unused(found, data, text_column, label_column, drop_used)
     table = _scored(found, rows, data.name, wanted, confidence)
     made = recertify(found, table, wanted, confidence, per_class=per_class)
