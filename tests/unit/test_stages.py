@@ -16,6 +16,7 @@ from tests.toys import LABELS, make_bundle, message
 from train_jobs.compress import CompressConfig, Variant, choose, measure
 from train_jobs.distill import evenly_spaced
 from train_jobs.encoders import MINILM, check_base, layer_count, max_tokens, resolve_base
+from train_jobs.finetune import FinetuneConfig
 from train_jobs.pipeline import configure, parse
 from train_jobs.quantize import RECIPES
 from train_jobs.training import Fit, cpus_per_worker, holdout, in_turn
@@ -258,3 +259,20 @@ def test_words_and_options_make_the_same_configuration() -> None:
         epochs=3.0, student_layers=2,
     )  # fmt: skip
     assert parse(["--data", "m.csv"]).distill.layers == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "epochs", "patience"),
+    [(6000, 1, 6, 2), (2463, 1, 13, 4), (2463, 2, 25, 8), (100, 1, 40, 13)],
+)
+def test_few_rows_are_seen_as_often_as_enough_steps_take(
+    rows: int, workers: int, epochs: int, patience: int
+) -> None:
+    """234 steps on 2,463 rows once ended on a plateau, with two of three classes mixed up."""
+    fit = FinetuneConfig().whole(rows, workers)
+    assert (fit.epochs, fit.patience_epochs) == (epochs, patience)
+
+
+def test_epochs_that_a_user_asks_for_are_a_limit() -> None:
+    fit = FinetuneConfig(epochs=3.0).whole(100, 1)
+    assert (fit.epochs, fit.patience_epochs) == (3.0, 2)
