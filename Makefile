@@ -5,8 +5,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-long lint chromium bench-edge bench-dapt bench-train bench-router \
-  bench-certificates clean
+.PHONY: setup demo test test-long lint servers bench-edge bench-dapt bench-train bench-router \
+  bench-certificates bench-serve bench-score bench-guard chaos clean
 
 setup: $(READY)
 
@@ -25,17 +25,19 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The pages are tested in a real browser, Debian's. Without the right to install it they are skipped.
-chromium:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
-	  echo "No chromium: the page tests are skipped. On Debian: apt-get install chromium"
+# The pages are tested in a real browser and what is shared in a real Redis, Debian's. Without the
+# right to install them those tests are skipped.
+servers:
+	@{ command -v chromium && command -v redis-server; } >/dev/null || { [ "$$(id -u)" = 0 ] && \
+	  command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium redis-server >/dev/null; } || \
+	  echo "Tests are skipped for want of them: apt-get install chromium redis-server"
 
-test: lint chromium
+test: lint servers
 	$(BIN)/pytest
 
 test-long: setup
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m long --ignore tests/chaos
 
 # Figures: `make bench-edge DATA=train.csv TEST=test.csv TEXT=text LABEL=category`. Without DATA the
 # sample messages are used. Nothing else should run meanwhile.
@@ -55,6 +57,20 @@ bench-router: setup
 
 bench-certificates: setup
 	$(BIN)/python -m tests.bench.certificates
+
+# The service against its peers; wrk makes the load. EDGE and CLOUD are bundles, or SERVED a home.
+bench-serve: setup
+	$(BIN)/python -m tests.bench.serve $(if $(DATA),--data $(DATA)) $(if $(TEXT),--text $(TEXT)) $(if $(EDGE),--edge $(EDGE) --cloud $(CLOUD)) $(if $(SERVED),--home $(SERVED))
+
+bench-score: setup
+	$(BIN)/python -m tests.bench.score $(if $(EDGE),--edge $(EDGE) --cloud $(CLOUD)) $(if $(DATA),--texts $(DATA)) $(if $(TEXT),--text-column $(TEXT))
+
+bench-guard: setup
+	$(BIN)/python -m tests.bench.guard $(if $(DATA),--data $(DATA)) $(if $(TEXT),--text $(TEXT))
+
+# Twenty connections, a fault in the middle, and what the clients saw.
+chaos: setup
+	$(BIN)/pytest -m long tests/chaos
 
 clean:
 	rm -rf $(VENV) .firstline/demo

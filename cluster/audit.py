@@ -71,7 +71,9 @@ class AuditRecord:
 
     `label` is what went out, `edge_label` what the edge said, None if it failed. `propensity` is
     the chance with which the rule that ran takes the route that was taken: below 1 only where the
-    service explores.
+    service explores. `cached`: no model ran; route and reason are those of the same text before,
+    and it cost nothing. `shadow_of` is the id of the answer whose message this release saw too,
+    without answering it; None for an answer.
     """
 
     id: str
@@ -90,6 +92,8 @@ class AuditRecord:
     cost_usd: float
     latency_ms: float
     degraded: bool
+    cached: bool = False
+    shadow_of: str | None = None
 
     def to_json(self) -> str:
         """One line of strict JSON; NaN and infinities become the strings that `float()` reads."""
@@ -192,6 +196,8 @@ _ANSWER_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "cost_usd": _number,
     "latency_ms": _number,
     "degraded": _flag,
+    "cached": _flag,
+    "shadow_of": _text_or_none,
 }
 _FEEDBACK_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "id": _text,

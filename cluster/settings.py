@@ -26,6 +26,14 @@ class Settings(BaseSettings):
         SecretStr(""), description="key of the text hash in the audit log; empty: made and kept"
     )
 
+    redis_url: SecretStr = Field(
+        SecretStr(""), description="what several routers share; empty: each counts for itself"
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="hashed API keys as JSON, beside those of keys.json"
+    )
+    api_key: SecretStr = Field(SecretStr(""), description="what our own client shows a service")
+
     @property
     def bundles_dir(self) -> Path:
         return self.home / "bundles"

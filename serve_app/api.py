@@ -1,41 +1,37 @@
-"""HTTP: routes, their models, and one shape for every error.
+"""HTTP: the routes and their models.
 
-    {"error": {"code": "...", "message": "...", "details": [{"where": "...", "problem": "..."}]}}
+    gate.py (admission, body) ─┬─> Classify ─> service        POST /v1/classify, directly
+                               └─> FastAPI ─> service          all else
 
-No error repeats what the client sent: a log of errors must not become a log of messages.
+Refusals have one shape (problems.py), and none repeats what the client sent.
 """
 
 import json
-import logging
-import re
+import secrets
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Annotated, Any, Final, Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Header, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from cluster.errors import AuditError, ServiceError
-from serve_app.contracts import Route, RouteReason
+from serve_app.admission import MAX_DEADLINE_MS, Admission, RefusedError, Visit, deadline_s
+from serve_app.contracts import Caller, Route, RouteReason
 from serve_app.explain import Explanation
-from serve_app.gather import OverloadedError
-from serve_app.router import Answered, EmptyTextsError, UnansweredError
-
-log = logging.getLogger(__name__)
+from serve_app.gate import MAX_IN_WORK, Gate, Reply
+from serve_app.idempotency import Idempotency, IdempotencyConfig
+from serve_app.intake import Intake
+from serve_app.keys import Scope
+from serve_app.problems import HANDLERS, MAX_DETAILS, Detail, ErrorOut, problem
+from serve_app.text import MAX_CHARS
+from serve_app.work import Answered
 
 MAX_TEXTS: Final = 256
-MAX_CHARS: Final = 10_000
-# 256 texts of 10,000 characters, each escaped to the six bytes of a \uXXXX, and some air.
-MAX_BODY_BYTES: Final = 16 << 20
-# Of all bodies being read or answered: what keeps many large requests from filling the memory.
-MAX_HELD_BYTES: Final = 256 << 20
-RETRY_AFTER_S: Final = 1
-_MAX_DETAILS: Final = 10
-_PLAIN_NAME: Final = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
+_CLASSIFY: Final = "/v1/classify"
+_REPLAYED: Final = ((b"idempotent-replay", b"true"),)
+_ENCODE: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 class _Model(BaseModel):
@@ -49,6 +45,13 @@ class ClassifyIn(_Model):
         repr=False,
         description="each with at least one visible character",
         examples=[["Where is my order?"]],
+    )
+    user_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        repr=False,
+        description="decides which release answers where several do; never kept",
     )
     explain: bool = Field(
         False,
@@ -89,31 +92,16 @@ class FeedbackOut(_Model):
     accepted: bool
 
 
-class Detail(_Model):
-    where: str
-    problem: str
-
-
-class ErrorBody(_Model):
-    code: str
-    message: str
-    details: list[Detail]
-
-
-class ErrorOut(_Model):
-    error: ErrorBody
-
-
 class Service(Protocol):
     """What stands behind the routes: the router's replica, or a stub."""
 
     async def answer(
-        self, texts: Sequence[str], *, explain: bool, route_only: bool
+        self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller
     ) -> list[Answered]: ...
 
     def labels(self) -> Sequence[str]: ...
 
-    def feedback(self, answer_id: str, label: str) -> None: ...
+    async def feedback(self, answer_id: str, label: str) -> None: ...
 
     async def missing(self) -> Sequence[str]: ...
 
@@ -126,223 +114,7 @@ class Service(Protocol):
     async def metrics(self) -> bytes: ...
 
 
-# ---- errors -------------------------------------------------------------------------------------
-
-_CODES: Final = {
-    400: "invalid_json",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "too_large",
-    415: "unsupported_media_type",
-    422: "invalid_request",
-    429: "overloaded",
-    500: "internal",
-    503: "unavailable",
-}
-
-
-def problem(
-    status: int,
-    message: str,
-    *,
-    code: str | None = None,
-    details: Sequence[Detail] = (),
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    """The one shape."""
-    body = ErrorOut(
-        error=ErrorBody(
-            code=code or _CODES.get(status, f"http_{status}"),
-            message=message,
-            details=list(details),
-        )
-    )
-    return JSONResponse(body.model_dump(), status, dict(headers or {}))
-
-
-def _name(part: Any) -> str:
-    """A step of a location, unless it is the client's own words."""
-    if isinstance(part, int):
-        return f"[{part}]"
-    return f".{part}" if _PLAIN_NAME.fullmatch(str(part)) else ".(a name not shown)"
-
-
-def _details(error: RequestValidationError) -> list[Detail]:
-    return [
-        Detail(
-            where="".join(map(_name, item["loc"][1:])).lstrip(".") or "body",
-            problem=str(item["msg"]),
-        )
-        for item in error.errors()[:_MAX_DETAILS]
-    ]
-
-
-def _at(indices: Sequence[int], what: str) -> list[Detail]:
-    return [Detail(where=f"texts[{index}]", problem=what) for index in indices[:_MAX_DETAILS]]
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    if any(item["type"] == "json_invalid" for item in error.errors()):
-        return problem(
-            400, 'The body is not JSON. Send an object such as {"texts": ["Where is my order?"]}.'
-        )
-    return problem(
-        422,
-        f"The request does not fit: see details. Send 1 to {MAX_TEXTS} texts of at most "
-        f"{MAX_CHARS:,} characters as application/json; /docs shows every field.",
-        details=_details(error),
-    )
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    messages = {
-        400: "The body cannot be read as JSON in UTF-8.",
-        404: "There is nothing at this path. /docs lists the paths.",
-        405: "This path does not take this method. /docs lists the methods.",
-    }
-    text = messages.get(error.status_code, "The request failed.")
-    return problem(error.status_code, text, headers=error.headers)
-
-
-async def _empty(request: Request, error: Exception) -> Response:
-    assert isinstance(error, EmptyTextsError)
-    return problem(
-        422, str(error), code="empty_text", details=_at(error.indices, "no visible character")
-    )
-
-
-async def _overloaded(request: Request, error: Exception) -> Response:
-    return problem(429, str(error), headers={"Retry-After": str(RETRY_AFTER_S)})
-
-
-async def _unanswered(request: Request, error: Exception) -> Response:
-    assert isinstance(error, UnansweredError)
-    return problem(
-        503,
-        str(error),
-        code="no_answer",
-        details=_at(error.indices, "no tier answered"),
-        headers={"Retry-After": str(RETRY_AFTER_S)},
-    )
-
-
-async def _unaudited(request: Request, error: Exception) -> Response:
-    log.error("No answer may leave: %s", error)
-    return problem(
-        503,
-        "The decision could not be written to the audit log, so no answer leaves. The operator "
-        "finds the cause in the router's log.",
-        code="audit_failed",
-    )
-
-
-async def _unavailable(request: Request, error: Exception) -> Response:
-    return problem(503, str(error), headers={"Retry-After": str(RETRY_AFTER_S)})
-
-
-async def _broken(request: Request, error: Exception) -> Response:
-    return problem(500, "Something broke here. The operator finds the cause in the router's log.")
-
-
-_HANDLERS: Final = {
-    RequestValidationError: _invalid,
-    HTTPException: _http_error,
-    EmptyTextsError: _empty,
-    OverloadedError: _overloaded,
-    UnansweredError: _unanswered,
-    AuditError: _unaudited,
-    ServiceError: _unavailable,
-    Exception: _broken,
-}
-
-
-class _TooLargeError(Exception):
-    """More bytes came than one body may have."""
-
-
-class BodyLimit:
-    """ASGI: a body is counted as it streams in, and refused before anything parses it.
-
-    `max_held_bytes` bounds all bodies together, so that many large ones cannot fill the memory.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        max_body_bytes: int = MAX_BODY_BYTES,
-        max_held_bytes: int = MAX_HELD_BYTES,
-    ) -> None:
-        self._app = app
-        self._max_body_bytes = max_body_bytes
-        self._max_held_bytes = max_held_bytes
-        self._held_bytes = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        body_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal body_bytes
-            message = await receive()
-            size = len(message.get("body", b""))
-            body_bytes += size
-            self._held_bytes += size
-            if body_bytes > self._max_body_bytes:
-                raise _TooLargeError
-            if self._held_bytes > self._max_held_bytes:
-                raise OverloadedError("Too many large requests are in work. Try again in a moment.")
-            return message
-
-        try:
-            if _declared_bytes(scope) > self._max_body_bytes:
-                raise _TooLargeError
-            # The body is read here: raised inside the application, the refusal would be wrapped
-            # by whoever parses.
-            await self._app(scope, await _buffered(scope, counted, receive), send)
-        except _TooLargeError:
-            refusal = problem(
-                413,
-                f"The body has more than {self._max_body_bytes:,} bytes, the limit. Send fewer or "
-                "shorter texts.",
-                headers={"Connection": "close"},
-            )
-            await refusal(scope, receive, send)
-        except OverloadedError as error:
-            await (await _overloaded(Request(scope), error))(scope, receive, send)
-        finally:
-            self._held_bytes -= body_bytes
-
-
-def _declared_bytes(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0
-
-
-async def _buffered(scope: Scope, counted: Receive, receive: Receive) -> Receive:
-    """Reads the body, and gives a `receive` that tells it again."""
-    if scope["method"] in {"GET", "HEAD"}:
-        return counted
-    messages: list[Message] = []
-    while True:
-        message = await counted()
-        messages.append(message)
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            break
-    rest = iter(messages)
-
-    async def again() -> Message:
-        return next(rest, None) or await receive()
-
-    return again
-
-
-# ---- the routes ---------------------------------------------------------------------------------
+# ---- POST /v1/classify --------------------------------------------------------------------------
 
 
 def answer_json(answered: Answered) -> dict[str, Any]:
@@ -351,8 +123,8 @@ def answer_json(answered: Answered) -> dict[str, Any]:
         "id": answered.id,
         "label": answered.label,
         "confidence": answered.confidence,
-        "route": answered.route.value,
-        "reason": answered.reason.value,
+        "route": answered.route,  # JSON takes a StrEnum as the string it is, and `.value` is slow
+        "reason": answered.reason,
         "cost_usd": answered.cost_usd,
         "latency_ms": answered.latency_ms,
         "release": answered.release,
@@ -363,62 +135,149 @@ def answer_json(answered: Answered) -> dict[str, Any]:
     return value
 
 
+class Classify:
+    """A body -> its answers, by way of the gate alone.
+
+    With an Idempotency-Key, the second time of a request gives the first one's answers.
+    """
+
+    def __init__(self, service: Service, admission: Admission, idempotency: Idempotency) -> None:
+        self._service = admission.over(service)
+        self._idempotency = idempotency
+
+    async def __call__(self, body: bytes, headers: Mapping[bytes, bytes], visit: Visit) -> Reply:
+        visit.check(Scope.CLASSIFY)
+        _check_kind(body, headers)
+        asked = _asked(body)
+        caller = Caller(visit.id, asked.user_id, deadline_s(headers))
+        given = headers.get(b"idempotency-key")
+        if given is None:
+            return Reply(await self._answer(asked, caller))
+        name = self._idempotency.name(caller.key, given.decode("latin-1"))
+        answers, replayed = await self._idempotency.run(
+            name,
+            self._idempotency.fingerprint(caller.key, body),
+            lambda: self._answer(asked, caller),
+        )
+        return Reply(answers, _REPLAYED if replayed else ())
+
+    async def _answer(self, asked: ClassifyIn, caller: Caller) -> bytes:
+        answered = await self._service.answer(
+            asked.texts, explain=asked.explain, route_only=asked.route_only, caller=caller
+        )
+        return _ENCODE({"answers": list(map(answer_json, answered))}).encode()
+
+
+def _check_kind(body: bytes, headers: Mapping[bytes, bytes]) -> None:
+    """Refuses what is not JSON by its own word: a web page may send that without asking."""
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    plain = headers.get(b"content-encoding", b"identity") == b"identity"
+    if body and not (plain and (kind == b"application/json" or kind.endswith(b"+json"))):
+        raise RefusedError(
+            415,
+            "unsupported_media_type",
+            "The body is of another kind, or compressed. Send JSON with the header "
+            "`Content-Type: application/json`.",
+        )
+
+
+def _asked(body: bytes) -> ClassifyIn:
+    try:
+        return ClassifyIn.model_validate_json(body or b"null")
+    except ValidationError as error:
+        items = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError(
+            [{**item, "loc": ("body", *item["loc"])} for item in items]
+        ) from None
+
+
+# ---- the application ----------------------------------------------------------------------------
+
+
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorOut} for status in statuses}
+    return {status: {"model": ErrorOut} for status in (401, 403, 429, *statuses)}
 
 
 def create_api(
     service: Service,
     *,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    max_held_bytes: int = MAX_HELD_BYTES,
+    admission: Admission | None = None,
+    idempotency: Idempotency | None = None,
+    intake: Intake | None = None,
+    max_in_work: int = MAX_IN_WORK,
 ) -> FastAPI:
-    """The application. Its routes only translate between HTTP and `service`."""
+    """The application. Its routes only translate between HTTP and `service`.
+
+    Args:
+        admission: None: everybody may ask everything.
+        idempotency: None: keys hold within this application.
+    """
     api = FastAPI(
         title="Firstline",
         version="1",
         description="Answers at the edge, escalates what is hard, accounts for every answer.",
         docs_url=None,  # FastAPI's page loads its scripts from a CDN; ours works offline
         redoc_url=None,
-        exception_handlers=_HANDLERS,  # type: ignore[arg-type]
+        exception_handlers=dict(HANDLERS),  # type: ignore[arg-type]
     )
-    api.add_middleware(BodyLimit, max_body_bytes=max_body_bytes, max_held_bytes=max_held_bytes)
-    _add_answers(api, service)
+    admission = admission or Admission()
+    idempotency = idempotency or Idempotency(IdempotencyConfig(), secrets.token_bytes())
+    api.add_middleware(
+        Gate,
+        admission=admission,
+        intake=intake or Intake(),
+        direct={_CLASSIFY: Classify(service, admission, idempotency)},
+        max_in_work=max_in_work,
+    )
+    _add_answers(api, service, admission)
     _add_probes(api, service)
-    _add_figures(api, service)
+    _add_figures(api, service, admission)
     return api
 
 
-def _add_answers(api: FastAPI, service: Service) -> None:
+def _add_answers(api: FastAPI, service: Service, admission: Admission) -> None:
     @api.post(
-        "/v1/classify",
+        _CLASSIFY,
         response_model=ClassifyOut,
-        responses=_errors(400, 413, 422, 429, 503),
+        responses=_errors(400, 408, 409, 413, 415, 422, 503),
+        dependencies=[Depends(admission.needs(Scope.CLASSIFY))],
         summary="Classify 1 to 256 texts",
     )
-    async def classify(body: ClassifyIn) -> Response:
-        answered = await service.answer(
-            body.texts, explain=body.explain, route_only=body.route_only
-        )
-        return JSONResponse({"answers": [answer_json(one) for one in answered]})
+    async def classify(
+        body: ClassifyIn,
+        x_deadline_ms: Annotated[
+            int | None,
+            Header(ge=1, le=MAX_DEADLINE_MS, description="how long the caller waits at most"),
+        ] = None,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                pattern=r"^[!#-\[\]-~]{1,255}$",
+                description="the same key and body again give the same answers again",
+            ),
+        ] = None,
+    ) -> Response:
+        # Described here for the schema: the gate hands the request to `Classify`.
+        raise AssertionError(f"{_CLASSIFY} came past the gate")
 
     @api.post(
         "/v1/feedback",
         response_model=FeedbackOut,
-        responses=_errors(400, 413, 422, 503),
+        responses=_errors(400, 408, 413, 422, 503),
+        dependencies=[Depends(admission.needs(Scope.FEEDBACK))],
         summary="Say what an answer should have been",
     )
     async def feedback(body: FeedbackIn) -> Response:
         labels = service.labels()
         if body.label not in labels:
-            shown = ", ".join(labels[:_MAX_DETAILS]) + (", ..." if len(labels) > 10 else "")
+            shown = ", ".join(labels[:MAX_DETAILS]) + (", ..." if len(labels) > 10 else "")
             return problem(
                 422,
                 f"The label is not one of the {len(labels)} that the release knows ({shown}). "
                 "/v1/release lists them all.",
                 code="unknown_label",
             )
-        service.feedback(body.id, body.label)
+        await service.feedback(body.id, body.label)
         return JSONResponse({"accepted": True})
 
 
@@ -429,7 +288,7 @@ def _add_probes(api: FastAPI, service: Service) -> None:
 
     @api.get(
         "/readyz",
-        responses=_errors(503),
+        responses={503: {"model": ErrorOut}},
         summary="Both tiers of every routed release have reproduced their golden answers",
     )
     async def readyz() -> Response:
@@ -443,20 +302,37 @@ def _add_probes(api: FastAPI, service: Service) -> None:
         return JSONResponse({"status": "ready"})
 
 
-def _add_figures(api: FastAPI, service: Service) -> None:
+def _add_figures(api: FastAPI, service: Service, admission: Admission) -> None:
+    figures = [Depends(admission.needs(Scope.ADMIN))]
+
     @api.get("/v1/release", responses=_errors(503), summary="What answers, and its certificate")
     async def release() -> Response:
         return JSONResponse(dict(service.release()))
 
-    @api.get("/v1/stats", responses=_errors(503), summary="The monitor's figures")
+    @api.get(
+        "/v1/stats",
+        responses=_errors(503),
+        dependencies=figures,
+        summary="The monitor's figures",
+    )
     async def stats() -> Response:
         return _strict_json(await service.stats())
 
-    @api.get("/v1/report", responses=_errors(503), summary="Figures, alerts, trends, health")
+    @api.get(
+        "/v1/report",
+        responses=_errors(503),
+        dependencies=figures,
+        summary="Figures, alerts, trends, health",
+    )
     async def report() -> Response:
         return _strict_json(await service.report())
 
-    @api.get("/metrics", responses=_errors(503), summary="The same for Prometheus")
+    @api.get(
+        "/metrics",
+        responses=_errors(503),
+        dependencies=figures,
+        summary="The same for Prometheus",
+    )
     async def metrics() -> Response:
         return Response(
             await service.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8"

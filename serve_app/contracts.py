@@ -28,6 +28,21 @@ class RouteReason(StrEnum):
     DETECTOR_FAILED = "detector_failed"  # we cannot know whether there is any: it stays too
     EDGE_FAILED = "edge_failed"  # the edge had no usable answer, so the cloud was asked
     CLOUD_FAILED = "cloud_failed"  # the cloud had none, so the edge's answer goes out, degraded
+    CIRCUIT_OPEN = "circuit_open"  # it failed so often that it was not asked: degraded too
+    CLOUD_CAPPED = "cloud_capped"  # the budget of escalations was used up: degraded too
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as an answer may depend on it.
+
+    `key` is the id of an API key, never the key. `user` decides which release answers, and is
+    neither kept nor logged. `deadline_s` is how long the caller waits at most, from now.
+    """
+
+    key: str = "anonymous"
+    user: str | None = field(default=None, repr=False)
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +96,20 @@ class Decision:
     reason: RouteReason
     trust: float
     threshold: float
+    signals: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """An answer that is given again.
+
+    `route` and `reason` are how it was come by; `signals` are without `random`.
+    """
+
+    label: str
+    edge_label: str
+    confidence: float
+    route: Route
+    reason: RouteReason
+    trust: float
     signals: Mapping[str, float]

@@ -5,31 +5,122 @@ every call is out waits, and leaves together with the next one. A message that i
 once: there is no timer. Failures are values, one per message, so a poisoned message takes no
 neighbour with it.
 
+Requests take turns, so that a long list delays a single message by little. One that would wait too
+long is refused when it comes, while it can still go elsewhere: what is ahead of it, over the
+messages per second that the tier has lately finished. Deadlines travel:
+a call is told how long the most patient of its messages still waits.
+
 One Gatherer per release and tier, on one event loop.
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from cluster.errors import FirstlineError, ModelOutputError, ServiceError
 from serve_app.contracts import Prediction
 
-# What a tier says to each message: None where its model had no finite answer.
-TierCall = Callable[[list[str]], Awaitable[Sequence[Prediction | None]]]
+# (texts, seconds left) -> what a tier says to each message: None where its model had no finite
+# answer.
+TierCall = Callable[[list[str], float], Awaitable[Sequence[Prediction | None]]]
 # What a message's sender gets: the answer, or why there is none.
 Outcome = Prediction | Exception
 
+# Texts of one request per turn. Beside one client of 256 texts, lists of 16, simulated: a single
+# text waits 135 ms (p50) and not 408, and the 256 take 465 ms and not 414; beside two such clients
+# no single text is refused, where first come first served refuses four of five.
+_TURN: Final = 8
+_FAIR_S: Final = 1.0  # a caller's deadline shorter than this says nothing about the tier
+
 
 class OverloadedError(FirstlineError):
-    """A bounded queue is full. Nothing was taken in; the client may come back."""
+    """Too much is waiting. Nothing was taken in; the client may come back in `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(TimeoutError):
+    """The caller waited less than a tier may fairly take, so the tier is not to blame."""
+
+
+class ServiceRate:
+    """Messages per second that a tier finishes when it has all it can take; None until known.
+
+    An exponential mean over the time in which every slot was out, half of it the last
+    `half_life_s`. A call that ends while slots are free shows how much the tier can do at least,
+    never at most, so it only raises a rate that was too low.
+    """
+
+    _MIN_S: Final = 0.1  # of saturation; before, one short call would be the whole estimate
+
+    def __init__(self, half_life_s: float = 0.2) -> None:
+        self._half_life_s = half_life_s
+        self._messages = 0.0
+        self._seconds = 0.0
+        self._saturated_s: float | None = None  # counted up to here; None: slots are free
+
+    @property
+    def per_s(self) -> float | None:
+        return self._messages / self._seconds if self._seconds >= self._MIN_S else None
+
+    def saturated(self, now_s: float) -> None:
+        """The last free slot was taken."""
+        if self._saturated_s is None:
+            self._saturated_s = now_s
+
+    def freed(self) -> None:
+        """There is nothing to put into a free slot."""
+        self._saturated_s = None
+
+    def finished(self, messages: int, took_s: float, now_s: float) -> None:
+        """A call ended, whatever came of it."""
+        if self._saturated_s is not None:
+            self._add(messages, now_s - self._saturated_s)
+            self._saturated_s = now_s
+        elif self.per_s is not None and messages > took_s * self.per_s:
+            self._add(messages, took_s)
+
+    def _add(self, messages: int, seconds: float) -> None:
+        keep = 0.5 ** (seconds / self._half_life_s)
+        self._messages = keep * self._messages + messages
+        self._seconds = keep * self._seconds + seconds
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
-    text: str = field(repr=False)
-    future: "asyncio.Future[Outcome]"
+class _Request:
+    texts: Sequence[str] = field(repr=False)
+    deadline_s: float
+    done: "asyncio.Future[None]"
+    outcomes: list[Outcome | None]
+    sent: int = 0
+    answered: int = 0
+
+    @property
+    def unsent(self) -> int:
+        return len(self.texts) - self.sent
+
+    def settle(self, start: int, outcomes: Sequence[Outcome]) -> None:
+        self.outcomes[start : start + len(outcomes)] = outcomes
+        self.answered += len(outcomes)
+        if self.answered == len(self.texts) and not self.done.done():
+            self.done.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The texts of one request that go out in one call."""
+
+    request: _Request
+    start: int
+    stop: int
+
+    @property
+    def texts(self) -> Sequence[str]:
+        return self.request.texts[self.start : self.stop]
 
 
 class Gatherer:
@@ -42,6 +133,9 @@ class Gatherer:
         max_batch: texts per call, which bounds how long one call holds its replica.
         max_queued: texts waiting for a call; more are refused.
         timeout_s: from arrival to outcome, the wait included; a call lasts no longer either.
+        max_wait_s: expected, before a request's turn comes; with more ahead it is refused. Its own
+            length does not count. Simulated at three times the capacity with `max_batch` 64, p99 of
+            what is accepted is 0.5 s for single texts, 0.9 s for 64, 0.8 s for a mix up to 256.
     """
 
     def __init__(
@@ -52,72 +146,140 @@ class Gatherer:
         max_batch: int,
         max_queued: int,
         timeout_s: float,
+        max_wait_s: float = 0.4,
     ) -> None:
         self._call = call
         self._max_in_flight = max_in_flight
         self._max_batch = max_batch
         self._max_queued = max_queued
         self._timeout_s = timeout_s
-        self._queue: deque[_Waiting] = deque()
+        self._max_wait_s = max_wait_s
+        # In the order of turns; a client that leaves is taken out at once.
+        self._queue: OrderedDict[_Request, None] = OrderedDict()
+        self._queued = 0
+        self._in_flight = 0
         self._calls: set[asyncio.Task[None]] = set()
+        self._rate = ServiceRate()
 
-    async def __call__(self, texts: Sequence[str]) -> list[Outcome]:
-        """Raises OverloadedError, and then none of the texts was taken in."""
+    @property
+    def waiting(self) -> int:
+        """Messages that are not finished: queued and in flight."""
+        return self._queued + self._in_flight
+
+    async def __call__(self, texts: Sequence[str], timeout_s: float | None = None) -> list[Outcome]:
+        """Args: timeout_s: how long the caller waits, where that is less than the tier's own.
+
+        Raises OverloadedError, and then none of the texts was taken in.
+        """
+        limit_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
+        if limit_s <= 0:
+            return [self._late(limit_s)] * len(texts)
         if not texts:
             return []
-        if len(self._queue) + len(texts) > self._max_queued:
-            self._drop_abandoned()
-        if len(self._queue) + len(texts) > self._max_queued:
+        self._refuse(len(texts), limit_s)
+        request = self._enter(texts, limit_s)
+        try:
+            async with asyncio.timeout_at(request.deadline_s):
+                await request.done
+        except TimeoutError:
+            pass
+        finally:
+            self._leave(request)
+        return [self._outcome(outcome, limit_s) for outcome in request.outcomes]
+
+    def _refuse(self, count: int, limit_s: float) -> None:
+        """Raises OverloadedError where the request would find the queue full, or wait too long."""
+        if self._queued + count > self._max_queued:
             raise OverloadedError(
-                f"{len(self._queue)} messages are waiting and {len(texts)} more came; at most "
+                f"{self._queued} messages are waiting and {count} more came; at most "
                 f"{self._max_queued} may wait. Try again in a moment, with shorter lists."
             )
+        if (per_s := self._rate.per_s) is None:
+            return
+        ahead = self._ahead(count)
+        wait_s, limit_s = ahead / per_s, min(limit_s, self._max_wait_s)
+        if wait_s > limit_s:
+            raise OverloadedError(
+                f"{ahead} messages are ahead, which take about {wait_s:.2g} s; at most "
+                f"{limit_s:.2g} s are waited. Try again in a moment.",
+                retry_after_s=wait_s - limit_s,
+            )
+
+    def _ahead(self, count: int) -> int:
+        """Messages that go before the last of `count` that come now: while these have their turns,
+        each waiting request has at most as many."""
+        return self._in_flight + min(self._queued, len(self._queue) * max(count, _TURN))
+
+    def _enter(self, texts: Sequence[str], limit_s: float) -> _Request:
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(text, loop.create_future()) for text in texts]
-        self._queue.extend(waiting)
-        self._start()
-        futures = [one.future for one in waiting]
-        try:
-            await asyncio.wait(futures, timeout=self._timeout_s)
-            return [self._outcome(future) for future in futures]
-        finally:
-            # Late, or the client is gone: what still waits is dropped when its turn comes.
-            for future in futures:
-                future.cancel()
+        request = _Request(texts, loop.time() + limit_s, loop.create_future(), [None] * len(texts))
+        self._queue[request] = None
+        self._queued += len(texts)
+        self._start(loop.time())
+        return request
 
-    def _outcome(self, future: "asyncio.Future[Outcome]") -> Outcome:
-        if future.done():
-            return future.result()
-        return TimeoutError(f"no answer within {self._timeout_s:g} s")
+    def _leave(self, request: _Request) -> None:
+        """Answered, late, or the client is gone: what still waits is not sent."""
+        if self._queue.pop(request, self) is None:
+            self._queued -= request.unsent
+        request.done.cancel()
 
-    def _start(self) -> None:
+    def _outcome(self, outcome: Outcome | None, limit_s: float) -> Outcome:
+        if outcome is None or isinstance(outcome, TimeoutError):
+            return self._late(limit_s)
+        return outcome
+
+    def _late(self, limit_s: float) -> TimeoutError:
+        fair = limit_s >= min(self._timeout_s, _FAIR_S)
+        return (TimeoutError if fair else DeadlineError)(f"no answer within {limit_s:.3g} s")
+
+    def _start(self, now_s: float) -> None:
         """Fills the free slots."""
-        while len(self._calls) < self._max_in_flight and (batch := self._take()):
-            task = asyncio.create_task(self._run(batch))
+        while len(self._calls) < self._max_in_flight and (parts := self._take()):
+            task = asyncio.create_task(self._run(parts, now_s))
             self._calls.add(task)
             task.add_done_callback(self._finished)
+        if len(self._calls) == self._max_in_flight:
+            self._rate.saturated(now_s)
+        else:
+            self._rate.freed()
 
-    def _take(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        while self._queue and len(batch) < self._max_batch:
-            one = self._queue.popleft()
-            if not one.future.done():
-                batch.append(one)
-        return batch
+    def _take(self) -> list[_Part]:
+        """The texts of the next call: of each waiting request a few in turn, the oldest first."""
+        parts: list[_Part] = []
+        room = self._max_batch
+        while self._queue and room:
+            request, _ = self._queue.popitem(last=False)
+            stop = request.sent + min(room, request.unsent, _TURN)
+            parts.append(_Part(request, request.sent, stop))
+            room -= stop - request.sent
+            request.sent = stop
+            if request.unsent:
+                self._queue[request] = None
+        taken = self._max_batch - room
+        self._queued -= taken
+        self._in_flight += taken
+        return parts
 
-    def _drop_abandoned(self) -> None:
-        self._queue = deque(one for one in self._queue if not one.future.done())
-
-    async def _run(self, batch: list[_Waiting]) -> None:
-        outcomes = await self._ask([one.text for one in batch])
-        for one, outcome in zip(batch, outcomes, strict=True):
-            if not one.future.done():
-                one.future.set_result(outcome)
-
-    async def _ask(self, texts: list[str]) -> list[Outcome]:
+    async def _run(self, parts: Sequence[_Part], start_s: float) -> None:
+        texts = [text for part in parts for text in part.texts]
+        deadline_s = max(part.request.deadline_s for part in parts)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                answers = await self._call(texts)
+            outcomes = await self._ask(texts, deadline_s - start_s)
+        finally:
+            now_s = asyncio.get_running_loop().time()
+            self._in_flight -= len(texts)
+            self._rate.finished(len(texts), now_s - start_s, now_s)
+        at = 0
+        for part in parts:
+            size = part.stop - part.start
+            part.request.settle(part.start, outcomes[at : at + size])
+            at += size
+
+    async def _ask(self, texts: list[str], budget_s: float) -> list[Outcome]:
+        try:
+            async with asyncio.timeout(budget_s):
+                answers = await self._call(texts, budget_s)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -136,4 +298,4 @@ class Gatherer:
     def _finished(self, task: "asyncio.Task[None]") -> None:
         self._calls.discard(task)
         if not task.cancelled():
-            self._start()
+            self._start(asyncio.get_running_loop().time())

@@ -7,15 +7,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.contracts import RouteReason
 from serve_app.stats import (
     Alert,
     AlertName,
     AlertThresholds,
+    Comparison,
     Direction,
     Health,
     HealthStatus,
     Stats,
     Trend,
+    Verdict,
 )
 
 Floats = NDArray[np.float64]
@@ -208,16 +211,36 @@ _MOVES: Final[Mapping[tuple[str, Direction], str]] = {
 }
 
 
+_DEGRADED: Final[Mapping[str, str]] = {
+    RouteReason.CLOUD_FAILED: (
+        "the cloud tier failed and the edge's answer went out. Check the cloud's replicas."
+    ),
+    RouteReason.CIRCUIT_OPEN: (
+        "the cloud failed so often that it was not asked. Check the cloud's replicas; it is tried "
+        "again by itself."
+    ),
+    RouteReason.CLOUD_CAPPED: (
+        "the budget of escalations was used up. See why so many messages are escalated; if they "
+        "are right to be, raise the budget."
+    ),
+}
+_OTHERWISE: Final = "the cloud should have answered. Look at its replicas and the router's log."
+
+
 def recommend(
-    stats: Stats, alerts: Sequence[Alert], trends: Sequence[Trend], limits: AlertThresholds
+    stats: Stats,
+    comparison: Sequence[Comparison],
+    alerts: Sequence[Alert],
+    trends: Sequence[Trend],
+    limits: AlertThresholds,
 ) -> list[str]:
     """Plain sentences, the most pressing first; empty if there is nothing to do."""
     advice = [f"{alert.message} {_ADVICE[alert.name]}" for alert in alerts]
-    if stats.degraded_share:
-        advice.append(
-            f"{stats.degraded_share:.1%} of answers are degraded: the cloud tier failed and the "
-            "edge's answer went out. Check the cloud's replicas."
-        )
+    advice += [_take_out(pair) for pair in comparison if pair.verdict is Verdict.WORSE]
+    advice += [
+        f"{count / stats.messages:.1%} of answers are degraded: {_DEGRADED.get(name, _OTHERWISE)}"
+        for name, count in stats.degraded_reasons.items()
+    ]
     for trend in trends:
         text = _MOVES.get((trend.name, trend.direction))
         if text and trend.slope_per_hour is not None:
@@ -233,3 +256,7 @@ def recommend(
             f"{limits.min_labels} or more to POST /v1/feedback to see the accuracy."
         )
     return advice
+
+
+def _take_out(pair: Comparison) -> str:
+    return f"{pair.summary} Take it out of the traffic: firstline releases rollback"

@@ -7,10 +7,10 @@ from cluster.errors import DataError
 from cluster.releases import Release
 from serve_app.cost import Prices
 from serve_app.explain import Explanation, explain, load_alternatives
+from serve_app.model import TierModel
 from serve_app.policy import decide, policy_of
 from serve_app.signals import signals
 from serve_app.text import prepare
-from serve_app.tiers import TierModel
 
 
 def explain_locally(release: Release, text: str) -> Explanation:

@@ -1,20 +1,26 @@
-"""Answerer: raw texts -> edge -> decide -> cloud where needed -> audit -> answers.
+"""The answer path: raw texts -> answers, every one of them in the audit log before it leaves.
 
-    prepare (normalise, mask) ─> edge ─> decide ─┬─ trusted, pinned ───────────────┬─> audit ─> out
-                                                 └─ escalated, edge failed ─> cloud ┘
+    texts ─> guard ─┬─ seen before ─────────────────────────────────────────────┐
+                    └─> edge ─┬─ trusted, or pinned ────────────────────────────┼─> audit ─> out
+                              └─ escalated, explored, edge failed ─> its door ──┘
 
-Plain: no Ray, no HTTP. The tiers, clocks, ids, log and monitor are arguments.
+Plain: no Ray, no HTTP. The tiers, clocks, ids, log, cache and monitor are arguments.
 
 Decided once:
-- A pinned message (personal data, or a detector that failed) is never in a list for the cloud.
-- Cloud fails -> the edge's answer goes out, degraded. Edge fails -> the cloud is asked. Both fail,
-  or the edge fails on a pinned message -> no answer of that request leaves (`UnansweredError`).
+- A pinned message (personal data, or a detector that failed) is never in a list for the cloud, nor
+  in the cache.
+- Cloud fails, or its door is shut (door.py) -> the edge's answer goes out, degraded. Edge fails ->
+  the cloud is asked. Both fail, or the edge fails on a pinned message -> no answer of that request
+  leaves (`UnansweredError`).
 - The edge is too busy -> the request is refused (`OverloadedError`), not sent to the dearer tier.
-- A tier is charged for the answers it gives. A call that failed brought none and costs nothing.
+- A tier is charged for the answers it gives. A call that failed brought none and costs nothing, and
+  neither does an answer from the cache.
 - Every answer of a request is in the audit log before the first of them leaves.
-- A trusted message is explored by chance only: the cloud's answer goes out, and both are paid. If
-  the cloud fails there, the edge's answer is the rule's own, and not degraded.
+- A trusted message is explored by chance only, whether its text was seen before or not: the cloud's
+  answer goes out, and both are paid. If the cloud fails there, the edge's answer is the rule's own,
+  and not degraded.
 - `route_only` is a preview: it pays the edge, carries no label, and is neither audited nor counted.
+- A shadow release sees the messages and answers none; what it would have said is audited as such.
 """
 
 import asyncio
@@ -27,22 +33,32 @@ from typing import Any, Final, Protocol
 
 from cluster.audit import AuditRecord
 from cluster.errors import FirstlineError, ModelOutputError
-from serve_app.contracts import Decision, Message, Prediction, Route, RouteReason
+from serve_app.cache import Cache, NoCache, cacheable
+from serve_app.contracts import Caller, Message, Prediction, Route, RouteReason
 from serve_app.cost import Prices
+from serve_app.door import OPEN_DOOR, Door
 from serve_app.explain import Alternative, Explanation, blinded, explain, preview
 from serve_app.gather import Outcome, OverloadedError
-from serve_app.policy import RouterPolicy, decide
-from serve_app.signals import signals
+from serve_app.policy import RouterPolicy
 from serve_app.text import prepare
+from serve_app.work import Answered, Clerk, Timer, Work
 
 log = logging.getLogger(__name__)
 
 # Preparing and deciding take about a microsecond per 10 characters; more than this leaves the loop.
 _INLINE_CHARS: Final = 4_000
 _DRAW: Final = SystemRandom().random  # has no state that a fork or a thread could share
+_ANYONE: Final = Caller()
 
-Ask = Callable[[Sequence[str]], Awaitable[Sequence[Outcome]]]
 Prepare = Callable[[str], Message]
+
+
+class Ask(Protocol):
+    """Asks a tier: one Outcome per text, in order, within so many seconds."""
+
+    def __call__(
+        self, texts: Sequence[str], timeout_s: float | None = None
+    ) -> Awaitable[Sequence[Outcome]]: ...
 
 
 class EmptyTextsError(FirstlineError):
@@ -67,7 +83,7 @@ class UnansweredError(FirstlineError):
 class Audit(Protocol):
     """Where decisions are written down; raises AuditError if they cannot be."""
 
-    def append(self, records: Sequence[AuditRecord]) -> None: ...
+    async def append(self, records: Sequence[AuditRecord]) -> None: ...
 
 
 class Emitter(Protocol):
@@ -89,42 +105,10 @@ class ServedRelease:
     labels: tuple[str, ...]
     edge: Ask
     cloud: Ask
+    door: Door = OPEN_DOOR
+    cache: Cache = field(default_factory=NoCache)
     alternatives: tuple[Alternative, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What leaves for one text. `label` is None in a preview."""
-
-    id: str
-    label: str | None
-    confidence: float
-    route: Route
-    reason: RouteReason
-    cost_usd: float
-    latency_ms: float
-    release: str
-    degraded: bool
-    explanation: Explanation | None = None
-
-
-@dataclass(slots=True)
-class _Work:
-    """One message on its way through."""
-
-    message: Message
-    edge: Prediction | None = None
-    decision: Decision | None = None
-    final: Prediction | None = None
-    route: Route = Route.EDGE
-    reason: RouteReason = RouteReason.TRUSTED
-    propensity: float = 1.0
-    degraded: bool = False
-    latency_ms: float = 0.0
-
-    def settle(self, prediction: Prediction | None, latency_ms: float) -> None:
-        self.final, self.latency_ms = prediction, latency_ms
 
 
 class Answerer:
@@ -156,39 +140,63 @@ class Answerer:
         self.release = release
         self._audit = audit
         self._emitter = emitter
-        self._hash_text = hash_text
         self._new_id = new_id
         self._clock = clock
-        self._now = now
         self._pool = pool
         self._prepare = prepare
         self._explore_share = explore_share
         self._draw = draw
+        policy = release.policy
+        self._clerk = Clerk(policy.threshold, "random" in policy.score.uses, hash_text, now)
 
     async def answer(
-        self, texts: Sequence[str], *, explain: bool = False, route_only: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        caller: Caller = _ANYONE,
+        explain: bool = False,
+        route_only: bool = False,
     ) -> list[Answered]:
         """One Answered per raw text, in order; all, or an error.
 
         Raises:
             EmptyTextsError, OverloadedError, UnansweredError, AuditError
         """
-        start = self._clock()
+        timer = Timer.started(self._clock, caller.deadline_s)
         size = sum(map(len, texts))
         works = await self._off_loop(size, self._prepare_all, texts)
-        await self._ask_edge(works, start)
-        await self._off_loop(size, self._decide_all, works)
-        self._refuse(works, lambda work: work.final is None and work.message.pinned is not None)
         if route_only:
+            await self._decide(works, works, size, timer)
             return [self._preview(work, explain) for work in works]
-        self._explore(works)
-        await self._ask_cloud([work for work in works if work.route is Route.CLOUD], start)
-        self._refuse(works, lambda work: work.final is None)
+        exploring = self._exploring(works)
+        if not explain:
+            await self._recall(works, exploring, caller, timer)
+        fresh = [work for work in works if work.cached is None]
+        await self._decide(works, fresh, size, timer)
+        self._explore(fresh, exploring)
+        await self._escalate(works, fresh, timer)
         answers = [self._answered(work, explain) for work in works]
-        records = [self._record(work, answer) for work, answer in zip(works, answers, strict=True)]
-        self._audit.append(records)
-        self._emitter.emit(records)
+        await self._write_down(list(map(self._clerk.record, works, answers)))
+        self._keep(fresh, caller)
         return answers
+
+    async def shadow(self, texts: Sequence[str], seen: Sequence[Answered]) -> None:
+        """Decides on messages that another release answered, for the comparison alone.
+
+        Raises: as `answer`.
+        """
+        timer = Timer.started(self._clock, None)
+        size = sum(map(len, texts))
+        works = await self._off_loop(size, self._prepare_all, texts)
+        await self._decide(works, works, size, timer)
+        await self._escalate(works, works, timer)
+        made = [self._answered(work, explain=False) for work in works]
+        of = [answer.id for answer in seen]
+        await self._write_down(list(map(self._clerk.record, works, made, of)))
+
+    async def _write_down(self, records: Sequence[AuditRecord]) -> None:
+        await self._audit.append(records)
+        self._emitter.emit(records)
 
     async def _off_loop(self, size: int, function: Any, *args: Any) -> Any:
         """Runs it here if it is short, in a thread if it would hold up the event loop."""
@@ -196,68 +204,127 @@ class Answerer:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
-    def _prepare_all(self, texts: Sequence[str]) -> list[_Work]:
-        works = [_Work(self._prepare(text)) for text in texts]
+    def _prepare_all(self, texts: Sequence[str]) -> list[Work]:
+        works = [Work(self._prepare(text)) for text in texts]
         if empty := [index for index, work in enumerate(works) if not work.message.text]:
             raise EmptyTextsError(empty)
         return works
 
-    def _ms_since(self, start: float) -> float:
-        return 1000.0 * (self._clock() - start)
+    # -- the cache --
 
-    async def _ask_edge(self, works: Sequence[_Work], start: float) -> None:
-        outcomes = await self.release.edge([work.message.text for work in works])
+    async def _recall(
+        self, works: Sequence[Work], exploring: Sequence[Work], caller: Caller, timer: Timer
+    ) -> None:
+        """Answers what was answered before; what chance sends to the cloud is looked at anew."""
+        asked = [work for work in works if work.message.pinned is None]
+        release = self.release
+        found = await release.cache.get_many(self._keys(asked, caller), release.labels)
+        latency_ms = timer.ms()
+        for work, known in zip(asked, found, strict=True):
+            if known is None or (known.reason is RouteReason.TRUSTED and work in exploring):
+                continue
+            work.recall(known, latency_ms)
+            if known.reason is RouteReason.TRUSTED:
+                work.propensity = 1.0 - self._explore_share
+
+    def _keep(self, works: Sequence[Work], caller: Caller) -> None:
+        uses = self.release.policy.score.uses
+        kept = [
+            work
+            for work in works
+            if cacheable(work.message, work.route, work.reason, work.degraded, uses)
+        ]
+        made = map(self._clerk.cached, kept)
+        pairs = zip(self._keys(kept, caller), made, strict=True)
+        self.release.cache.put_many(pairs, self.release.labels)
+
+    def _keys(self, works: Sequence[Work], caller: Caller) -> list[str]:
+        cache, release = self.release.cache, self.release.id
+        return [cache.key(release, caller.key, work.message.text) for work in works]
+
+    # -- the edge --
+
+    async def _decide(
+        self, works: Sequence[Work], fresh: Sequence[Work], size: int, timer: Timer
+    ) -> None:
+        """Asks the edge about what is new, and the rule where it goes."""
+        if fresh:
+            await self._ask_edge(fresh, timer)
+            await self._off_loop(size, self._decide_all, fresh)
+        self._refuse(works, lambda work: not work.known and work.message.pinned is not None)
+
+    async def _ask_edge(self, works: Sequence[Work], timer: Timer) -> None:
+        outcomes = await self.release.edge([work.message.text for work in works], timer.left_s())
         for outcome in outcomes:
             if isinstance(outcome, OverloadedError):
                 raise outcome
-        latency_ms = self._ms_since(start)
+        latency_ms = timer.ms()
         for work, answer in zip(works, self._usable(outcomes, Route.EDGE), strict=True):
             work.edge = answer
             work.settle(answer, latency_ms)
 
-    def _decide_all(self, works: Sequence[_Work]) -> None:
-        policy = self.release.policy
+    def _decide_all(self, works: Sequence[Work]) -> None:
         for work in works:
-            pinned = work.message.pinned
-            if work.edge is not None:
-                values = signals(work.message, work.edge)
-                work.decision = decide(work.message, work.edge, policy, values)
-                work.route, work.reason = work.decision.route, work.decision.reason
-            elif pinned is not None:
-                work.reason = pinned
-            else:
-                work.route, work.reason = Route.CLOUD, RouteReason.EDGE_FAILED
+            work.decide(self.release.policy)
 
-    def _explore(self, works: Sequence[_Work]) -> None:
-        """Sends some of the trusted to the cloud, and notes of all of them with what chance."""
+    # -- exploring --
+
+    def _exploring(self, works: Sequence[Work]) -> list[Work]:
+        """Those that chance sends to the cloud, if the rule trusts them."""
+        share = self._explore_share
+        return [work for work in works if self._draw() < share] if share else []
+
+    def _explore(self, works: Sequence[Work], exploring: Sequence[Work]) -> None:
+        """Sends them, and notes of all trusted ones with what chance they went where."""
         share = self._explore_share
         for work in works if share else ():
             if work.reason is not RouteReason.TRUSTED:
                 continue
-            if self._draw() < share:
+            if work in exploring:
                 work.route, work.reason = Route.CLOUD, RouteReason.EXPLORED
                 work.propensity = share
             else:
                 work.propensity = 1.0 - share
 
-    async def _ask_cloud(self, works: Sequence[_Work], start: float) -> None:
-        if not works:
-            return
+    # -- the cloud --
+
+    async def _escalate(self, works: Sequence[Work], fresh: Sequence[Work], timer: Timer) -> None:
+        """Asks the cloud about what is to go there, as far as its door lets it."""
+        wanted = [work for work in fresh if work.route is Route.CLOUD]
+        admitted = self._through_the_door(len(works), wanted, timer)
+        if admitted:
+            await self._ask_cloud(admitted, timer)
+        self._refuse(works, lambda work: not work.known)
+
+    def _through_the_door(self, seen: int, works: Sequence[Work], timer: Timer) -> list[Work]:
+        """Those that may ask; the others keep the edge's answer.
+
+        A message that the edge failed on has no other answer, so no door is shut on it.
+        """
+        must = [work for work in works if work.edge is None]
+        may = [work for work in works if work.edge is not None]
+        count, reason = self.release.door.admit(seen, len(must), len(may))
+        for work in may[count:]:
+            work.stay(reason, timer.ms())
+        return must + may[:count]
+
+    async def _ask_cloud(self, works: Sequence[Work], timer: Timer) -> None:
         if any(work.message.pinned for work in works):  # decide() never does; this is the last door
             raise AssertionError("a pinned message was about to leave the edge")
+        texts = [work.message.text for work in works]
         try:
-            outcomes = await self.release.cloud([work.message.text for work in works])
+            outcomes = await self.release.cloud(texts, timer.left_s())
         except OverloadedError as error:
-            outcomes = [error] * len(works)
-        latency_ms = self._ms_since(start)
+            outcomes = [error] * len(texts)
+        self.release.door.judge(outcomes)
+        latency_ms = timer.ms()
         for work, answer in zip(works, self._usable(outcomes, Route.CLOUD), strict=True):
             if answer is not None:
                 work.settle(answer, latency_ms)
             elif work.edge is not None:
-                work.settle(work.edge, latency_ms)
-                work.route = Route.EDGE
-                if work.reason is not RouteReason.EXPLORED:
-                    work.reason, work.degraded = RouteReason.CLOUD_FAILED, True
+                work.stay(RouteReason.CLOUD_FAILED, latency_ms)
+
+    # -- what comes out --
 
     def _usable(self, outcomes: Sequence[Outcome], tier: Route) -> list[Prediction | None]:
         """Failures become None, after they are counted and logged, once per kind."""
@@ -270,33 +337,16 @@ class Answerer:
         return [outcome if isinstance(outcome, Prediction) else None for outcome in outcomes]
 
     @staticmethod
-    def _refuse(works: Sequence[_Work], lost: Callable[[_Work], bool]) -> None:
+    def _refuse(works: Sequence[Work], lost: Callable[[Work], bool]) -> None:
         if indices := [index for index, work in enumerate(works) if lost(work)]:
             raise UnansweredError(indices)
 
-    def _cost_usd(self, work: _Work) -> float:
-        prices = self.release.prices
-        if work.edge is None:
-            return prices.cloud_usd
-        return prices.of(work.route)
+    def _answered(self, work: Work, explain: bool) -> Answered:
+        release = self.release
+        explanation = self._explain(work) if explain else None
+        return work.answered(self._new_id(), release.id, release.prices, explanation)
 
-    def _answered(self, work: _Work, explain: bool) -> Answered:
-        if work.final is None:
-            raise AssertionError("a message without an answer came through")
-        return Answered(
-            id=self._new_id(),
-            label=work.final.label,
-            confidence=work.final.confidence,
-            route=work.route,
-            reason=work.reason,
-            cost_usd=self._cost_usd(work),
-            latency_ms=work.latency_ms,
-            release=self.release.id,
-            degraded=work.degraded,
-            explanation=self._explain(work, work.final) if explain else None,
-        )
-
-    def _preview(self, work: _Work, explain: bool) -> Answered:
+    def _preview(self, work: Work, explain: bool) -> Answered:
         return Answered(
             id=self._new_id(),
             label=None,
@@ -310,13 +360,13 @@ class Answerer:
             explanation=self._explain_preview(work) if explain else None,
         )
 
-    def _previewed_reason(self, work: _Work) -> RouteReason:
+    def _previewed_reason(self, work: Work) -> RouteReason:
         """One that does not tell the label, for a preview is not audited."""
         if work.edge is None or work.decision is None:
             return work.reason
         return blinded(self.release.policy, work.message, work.edge, work.decision).reason
 
-    def _explain_preview(self, work: _Work) -> Explanation:
+    def _explain_preview(self, work: Work) -> Explanation:
         release = self.release
         return preview(
             release.policy,
@@ -327,8 +377,9 @@ class Answerer:
             alternatives=release.alternatives,
         )
 
-    def _explain(self, work: _Work, answer: Prediction) -> Explanation:
+    def _explain(self, work: Work) -> Explanation:
         release = self.release
+        given = work.final.probabilities if work.final else ()
         return explain(
             release.policy,
             work.message,
@@ -336,36 +387,5 @@ class Answerer:
             work.decision,
             prices=release.prices,
             alternatives=release.alternatives,
-            probabilities=dict(zip(release.labels, answer.probabilities, strict=True)),
-        )
-
-    def _kept_signals(self, decision: Decision | None) -> dict[str, float]:
-        """Without signals no decision was made: the edge had failed.
-
-        `random` is a hash of the text without a key, with which likely texts could be tried, so it
-        is written down only where the score looks at it.
-        """
-        seen = decision.signals if decision else {}
-        used = self.release.policy.score.uses
-        return {name: value for name, value in seen.items() if name != "random" or name in used}
-
-    def _record(self, work: _Work, answer: Answered) -> AuditRecord:
-        decision = work.decision
-        return AuditRecord(
-            id=answer.id,
-            time_s=self._now(),
-            text_hash=self._hash_text(work.message.text),
-            route=answer.route.value,
-            reason=answer.reason.value,
-            label=answer.label or "",
-            edge_label=work.edge.label if work.edge else None,
-            confidence=answer.confidence,
-            signals=self._kept_signals(decision),
-            trust=decision.trust if decision else 0.0,
-            threshold=self.release.policy.threshold,
-            propensity=work.propensity,
-            release=answer.release,
-            cost_usd=answer.cost_usd,
-            latency_ms=answer.latency_ms,
-            degraded=answer.degraded,
+            probabilities=dict(zip(release.labels, given, strict=bool(given))),
         )

@@ -66,6 +66,76 @@ class Latency(_Model):
     p99: float
 
 
+class ReleaseStats(_Model):
+    """What one release answered in the window, as its answers went out."""
+
+    messages: int
+    edge_share: float | None
+    cost_per_message_usd: float | None
+    latency_ms: Latency | None
+    degraded_share: float | None
+    cached_share: float | None
+    accuracy: Accuracy
+    disagreement: Disagreement
+
+
+class AsCertified(_Model):
+    """What a certificate may be held against: the rule, without what failures did to it.
+
+    `edge_share` is of what the rule kept there: a degraded answer counts as escalated, an explored
+    one as kept. `accuracy` leaves degraded answers out. `disagreement` never has any.
+    """
+
+    messages: int
+    edge_share: float | None
+    accuracy: Accuracy
+
+
+class Agreement(_Model):
+    """Messages on which a shadow says what the client was told, with a Wilson 95% interval."""
+
+    compared: int = Field(description="both answered, and neither was degraded")
+    agreeing: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+class Differing(_Model):
+    """A way in which a shadow differs."""
+
+    live: str
+    shadow: str
+    messages: int
+
+
+class ShadowStats(_Model):
+    """What a release that answers nobody would have done; in no other figure."""
+
+    messages: int
+    edge_share: float | None
+    cost_per_message_usd: float | None = Field(description="spent beside the answers' cost")
+    degraded_share: float | None
+    agreement: Agreement
+    differing: list[Differing] = Field(description="the ten most frequent")
+
+
+class AbuseNote(_Model):
+    """A key that a rule has slowed or blocked. `key` is its id."""
+
+    time_s: float
+    key: str
+    kind: str
+    action: str
+    until_s: float
+
+
+class AbuseCount(_Model):
+    kind: str
+    action: str
+    events: int
+
+
 class Stats(_Model):
     """The figures at `time_s`, of the records in the window. None: nothing to divide by."""
 
@@ -84,19 +154,30 @@ class Stats(_Model):
     classes: dict[str, int]
     reasons: dict[str, int]
     releases: dict[str, int]
+    by_release: dict[str, ReleaseStats]
+    cached_share: float | None = Field(description="answered by no model, and so at no cost")
     degraded_share: float | None
+    degraded_reasons: dict[str, int]
     pii_pinned_share: float | None
     bad_outputs: int = Field(description="NaN or infinite outputs of a model")
     accuracy: Accuracy
     accuracy_by_route: dict[str, Accuracy]
     disagreement: Disagreement
+    as_certified: AsCertified
     feedback_unmatched: int = Field(description="labels for an id that is not in the window")
+    shadows: dict[str, ShadowStats]
+    abuse: list[AbuseNote] = Field(description="the newest, the newest first")
+    states: dict[str, str] = Field(description="such as of a circuit breaker, as last told")
     # Since the monitor's start; a rebuilt monitor starts with its window.
     messages_total: int
     reasons_total: dict[str, int]
     releases_total: dict[str, int]
     cost_total_usd: float
     bad_outputs_total: int
+    cached_total: int
+    degraded_total: dict[str, int] = Field(description="by reason")
+    shadow_messages_total: dict[str, int] = Field(description="by release")
+    abuse_total: list[AbuseCount]
 
 
 class AlertName(StrEnum):
@@ -146,8 +227,59 @@ class Health(_Model):
     penalties: dict[str, float] = Field(description="what each finding took off the 100 points")
 
 
+class Difference(_Model):
+    """The challenger's figure less the champion's, with a 95% interval; None: too little to say."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def stands_out(self) -> bool:
+        """The interval leaves zero out."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
+
+class Arm(_Model):
+    """One release of a comparison, over the time in which all of them answered."""
+
+    release: str
+    messages: int
+    edge_share: float | None = Field(description="of what its rule kept there")
+    degraded_share: float | None
+    cost_per_message_usd: float | None = Field(description="without cached answers")
+    latency_mean_ms: float | None = Field(description="without cached answers")
+    accuracy: Accuracy
+
+
+class Verdict(StrEnum):
+    """Which release is right more often, by feedback."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    UNDECIDED = "undecided"
+
+
+class Comparison(_Model):
+    """A challenger against the champion. `verdict` is of the challenger, by accuracy alone."""
+
+    since_s: float
+    until_s: float
+    champion: Arm
+    challenger: Arm
+    accuracy: Difference
+    edge_share: Difference
+    degraded_share: Difference
+    cost_usd: Difference
+    latency_ms: Difference
+    verdict: Verdict
+    more_labels: int | None = Field(description="about so many, in all, to tell; None: it is told")
+    summary: str
+
+
 class Report(_Model):
     stats: Stats
+    comparison: list[Comparison] = Field(description="one per challenger; empty for one release")
     alerts: list[Alert]
     trends: list[Trend]
     health: Health

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from serve_app.contracts import Message
 from serve_app.pii import redact
 
+MAX_CHARS = 10_000  # of a raw text
 MAX_TOKENS = 256  # of a message, special tokens included; MiniLM was trained up to 256
 _SPACE = re.compile(r"\s+")
 # Categories with no glyph: control, format (bidirectional marks too), lone surrogate, private use.

@@ -28,6 +28,7 @@ from tune.replay import Bools, Ints
 
 REASONS: Final = tuple(RouteReason)
 PINNED: Final = (RouteReason.PII_PINNED, RouteReason.DETECTOR_FAILED)
+DEGRADED: Final = (RouteReason.CLOUD_FAILED, RouteReason.CIRCUIT_OPEN, RouteReason.CLOUD_CAPPED)
 AT_EDGE: Final = (RouteReason.TRUSTED, RouteReason.CLASS_KEPT, *PINNED)
 UNSEEN: Final = -1  # no label is known
 _OTHER: Final = -2  # one that the models never answer with
@@ -51,6 +52,7 @@ class LeftOut(StrEnum):
     """Why an answer cannot be replayed."""
 
     OTHER_RELEASE = "other_release"  # its signals may be another edge's
+    SHADOW = "shadow"  # the release saw the message, and did not answer it
     EDGE_FAILED = "edge_failed"  # no rule had anything to decide on
     MISSING_SIGNALS = "missing_signals"  # the candidate looks at what was not written down
     UNKNOWN_LABEL = "unknown_label"  # a label or reason that this release does not have
@@ -161,6 +163,8 @@ class _Reader:
     def _why_not(self, record: AuditRecord) -> LeftOut | None:
         if record.release not in self._served.releases:
             return LeftOut.OTHER_RELEASE
+        if record.shadow_of is not None:
+            return LeftOut.SHADOW
         if record.edge_label is None:
             return LeftOut.EDGE_FAILED
         if missing := [name for name in self._needed if name not in record.signals]:

@@ -27,7 +27,7 @@ from cluster.errors import ConfigError, DataError
 from serve_app.contracts import RouteReason
 from serve_app.cost import Prices
 from serve_app.policy import RouterPolicy
-from tune.logged import AT_EDGE, PINNED, REASONS, Log, Served, is_one_of, read_log
+from tune.logged import AT_EDGE, DEGRADED, PINNED, REASONS, Log, Served, is_one_of, read_log
 from tune.metrics import Interval, wilson
 from tune.propensity import Estimate, Seen, estimate
 from tune.replay import Bools, Ints
@@ -237,8 +237,8 @@ def _never_seen(log: Log, after: Bools) -> Iterator[str]:
         "is not in the log.": never & log.ran(RouteReason.CLASS_KEPT),
         "have personal data, or may have; they stay at the edge under every rule, and what the "
         "cloud says of them is in no log.": never & log.ran(*PINNED),
-        "were escalated when the cloud failed; what it says of them is not in the log.": never
-        & log.ran(RouteReason.CLOUD_FAILED),
+        "were escalated when the cloud failed or was not to be asked; what it says of them is not "
+        "in the log.": never & log.ran(*DEGRADED),
     }
     for text, found in kinds.items():
         if count := int(found.sum()):

@@ -7,6 +7,7 @@ import typer
 
 from cluster.cli.report import amount
 from cluster.cli.terminal import Json, friendly, print_json, say
+from cluster.errors import ConfigError
 from cluster.settings import Settings, load_settings
 
 commands = typer.Typer()
@@ -15,7 +16,7 @@ commands = typer.Typer()
 @commands.command("list")
 @friendly
 def releases_list(as_json: Json = False) -> None:
-    """List every registered release; `*` marks the champion.
+    """List every registered release, and its share of a running service; `*` is the champion.
 
     Example: firstline releases list
     """
@@ -23,16 +24,44 @@ def releases_list(as_json: Json = False) -> None:
 
     from cluster.registry import list_registered
 
-    found = list_registered(load_settings())
+    settings = load_settings()
+    found, routed = list_registered(settings), _routed(settings)
     if as_json:
-        print_json([asdict(item) for item in found])
+        print_json([{**asdict(item), "share": _share(routed, item.id),
+                     "shadow": _is_shadow(routed, item.id)} for item in found])  # fmt: skip
         return
     if not found:
         say("No release is registered. Run `firstline tune`.")
     for item in found:
         typer.echo(f"{'*' if item.champion else ' '} {item.id}  {_promises(item)} at "
                    f"{item.confidence:.0%}  edge {item.edge_sha256[:12]}  "
-                   f"cloud {item.cloud_sha256[:12]}  {item.created_at}")  # fmt: skip
+                   f"cloud {item.cloud_sha256[:12]}  {item.created_at}"
+                   f"{_does(routed, item.id)}")  # fmt: skip
+
+
+def _routed(settings: Settings) -> Any:
+    """What the service that runs here is told; None without one."""
+    from serve_app.keeper import is_alive, read_info
+
+    info = read_info(settings)
+    return info.routed if info and is_alive(info) else None
+
+
+def _share(routed: Any, release: str) -> float | None:
+    share: float | None = routed.releases.get(release) if routed else None
+    return share
+
+
+def _is_shadow(routed: Any, release: str) -> bool:
+    return bool(routed and release in routed.shadow)
+
+
+def _does(routed: Any, release: str) -> str:
+    """What a release does in the running service, in words."""
+    share = _share(routed, release)
+    if share is not None:
+        return f"  answers {share:.4g}" + (", adaptive" if routed.adaptive else "")
+    return "  shadow" if _is_shadow(routed, release) else ""
 
 
 def _promises(item: Any) -> str:
@@ -74,6 +103,8 @@ def _move(settings: Settings, target: str, alias: Callable[[], Any]) -> None:
 def releases_promote(release: Annotated[str, typer.Argument(help="Its id.")]) -> None:
     """Make a release the champion; a running service moves to it without a restart.
 
+    A canary ends with it.
+
     Example: firstline releases promote r-0123456789
     """
     from cluster.registry import fetch_release, promote
@@ -83,14 +114,68 @@ def releases_promote(release: Annotated[str, typer.Argument(help="Its id.")]) ->
     _move(settings, release, lambda: promote(settings, release))
 
 
+@commands.command("canary")
+@friendly
+def releases_canary(
+    release: Annotated[str, typer.Argument(help="Its id.")],
+    share: Annotated[float, typer.Option(help="Of the users, between 0 and 1.")] = 0.1,
+    adaptive: Annotated[
+        bool, typer.Option(help="Move the share after the feedback, every 10 minutes.")
+    ] = False,
+) -> None:
+    """Let a release answer a share of the users of the running service; the others see no change.
+
+    Example: firstline releases canary r-0123456789 --share 0.1
+    """
+    from cluster.registry import fetch_release
+    from serve_app import service
+
+    settings = load_settings()
+    fetch_release(settings, release)
+    info = service.canary(settings, release, share, adaptive=adaptive)
+    say(f"{release} answers {info.routed.releases[release]:.4g} of the users, {info.release} the "
+        f"others. Compare them with GET {info.url}/v1/report; then `firstline releases promote "
+        f"{release}`, or `firstline releases rollback`.")  # fmt: skip
+
+
+@commands.command("shadow")
+@friendly
+def releases_shadow(
+    release: Annotated[str | None, typer.Argument(help="Its id.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Let no release see in silence.")] = False,
+) -> None:
+    """Let a release see every message of the running service without answering any.
+
+    Example: firstline releases shadow r-0123456789
+    """
+    from cluster.registry import fetch_release
+    from serve_app import service
+
+    if (release is None) != off:
+        raise ConfigError("Give a release to see every message, or --off to end it, and not both.")
+    settings = load_settings()
+    if release is not None:
+        fetch_release(settings, release)
+    info = service.shadow(settings, release)
+    say(f"{release} sees every message. What it would have answered: GET {info.url}/v1/report"
+        if release else "No release sees messages in silence any more.")  # fmt: skip
+
+
 @commands.command("rollback")
 @friendly
 def releases_rollback() -> None:
-    """Go back to the release that answered before; a running service moves at once.
+    """Take the canary out; without one, go back to the release that answered before.
+
+    A running service moves at once.
 
     Example: firstline releases rollback
     """
     from cluster.registry import rollback, rollback_target
+    from serve_app import service
 
     settings = load_settings()
+    routed = _routed(settings)
+    if routed is not None and len(routed.releases) > 1:
+        say(f"{service.rollback(settings).release} answers alone again.")
+        return
     _move(settings, rollback_target(settings), lambda: rollback(settings))

@@ -28,6 +28,9 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="JSON of serving options, see docs/serving.md.")
     ] = None,
+    allow_open: Annotated[
+        bool, typer.Option(help="Listen beyond loopback without API keys.")
+    ] = False,
     detach: Annotated[bool, typer.Option(help="Return when it answers.")] = False,
 ) -> None:
     """Serve a release over HTTP until Ctrl-C; it becomes the champion.
@@ -38,7 +41,7 @@ def serve(
     from serve_app import service
 
     settings = load_settings()
-    options = serve_config(config, host, port)
+    options = serve_config(config, host, port, allow_open)
     wanted = fetch_release(settings, release or which(settings)).id
     say(f"Starting release {wanted} on http://{host}:{port} ...")
 
@@ -53,14 +56,15 @@ def serve(
         service.run(settings, wanted, options, on_ready=up)
 
 
-def serve_config(file: Path | None, host: str, port: int) -> Any:
+def serve_config(file: Path | None, host: str, port: int, allow_open: bool = False) -> Any:
     from pydantic import ValidationError
 
-    from serve_app.app import ServeConfig
+    from serve_app.config import ServeConfig
 
     try:
         given = read_json(file) if file else {}
-        return ServeConfig.model_validate({**given, "host": host, "port": port})
+        chosen = {"host": host, "port": port, **({"allow_open": True} if allow_open else {})}
+        return ServeConfig.model_validate({**given, **chosen})
     except FileNotFoundError:
         raise ConfigError(f"There is no file {file}.") from None
     except (ValidationError, ValueError, TypeError) as error:

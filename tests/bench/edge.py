@@ -198,7 +198,7 @@ print(json.dumps({{"s": seconds, "mb": pages * resource.getpagesize() / 1e6,
 """
 _OURS: Final = """
 from pathlib import Path
-from serve_app.tiers import TierModel
+from serve_app.model import TierModel
 model = TierModel.load(Path({path!r}), {sha256!r}, 1)
 model.predict(["Where is my card?"])
 """

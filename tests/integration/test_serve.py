@@ -22,10 +22,11 @@ import pytest
 from cluster.audit import AuditRecord, FeedbackRecord, read
 from cluster.errors import ServiceError
 from cluster.settings import Settings
-from serve_app import service
-from serve_app.api import ErrorOut
-from serve_app.app import ServeConfig, TierConfig
-from serve_app.service import ServiceInfo
+from serve_app import keeper, service
+from serve_app.cache import CacheConfig
+from serve_app.config import ServeConfig, TierConfig
+from serve_app.keeper import ServiceInfo
+from serve_app.problems import ErrorOut
 from tests.serving import make_pair, make_release
 from tests.toys import message
 
@@ -41,6 +42,7 @@ CONFIG = {
         max_replicas=2, upscale_delay_s=1, downscale_delay_s=2, look_back_s=2, timeout_s=20
     ),
     "cloud": TierConfig(max_replicas=1, timeout_s=1),
+    "cache": CacheConfig(enabled=False),  # the traffic here is one text
 }
 
 
@@ -60,7 +62,7 @@ class Running:
     def pids(self, title: str) -> list[int]:
         """The processes of this service whose title matches."""
         assert self.info.haproxy_dir is not None
-        marked = service._marked(self.info.haproxy_dir)
+        marked = keeper.marked(self.info.haproxy_dir)
         return [pid for pid in marked if re.search(title, process_title(pid))]
 
 
@@ -102,10 +104,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     finally:
         service.stop(settings)
         assert info.haproxy_dir is not None
-        assert service._marked(info.haproxy_dir) == [], "a process was left behind"
-        assert not service._is_taken(info.host, info.port)
+        assert keeper.marked(info.haproxy_dir) == [], "a process was left behind"
+        assert not keeper.is_taken(info.host, info.port)
         left = {path.name for path in settings.home.iterdir()}
-        assert not left & {service.STATE, service.TOKEN}
+        assert not left & {keeper.STATE, keeper.TOKEN}
 
 
 @dataclass
@@ -254,7 +256,7 @@ def test_a_second_start_and_a_taken_port_are_refused(running: Running, tmp_path:
     release = make_release(elsewhere, pair.edge, pair.cloud)
     with pytest.raises(ServiceError, match=f"Port {running.info.port} "):
         service.start(elsewhere, release.id, running.info.config)
-    assert not (tmp_path / service.STATE).exists()
+    assert not (tmp_path / keeper.STATE).exists()
 
 
 def test_it_listens_on_loopback_only(running: Running) -> None:
@@ -322,11 +324,11 @@ def test_a_keeper_that_is_killed_leaves_nothing_that_stop_does_not_find(tmp_path
     assert info.haproxy_dir is not None
     os.kill(info.keeper_pid, signal.SIGKILL)
     # Ray ends a process that joins a cluster in the moment of its death, and this one is pytest.
-    assert wait_for(lambda: not service._is_alive(info))
+    assert wait_for(lambda: not keeper.is_alive(info))
     assert wait_for(lambda: not service.status(settings).running)
     assert service.stop(settings)
-    assert service._marked(info.haproxy_dir) == []
+    assert keeper.marked(info.haproxy_dir) == []
     assert not info.haproxy_dir.exists()
-    assert not service._is_taken(info.host, info.port)
-    assert not (settings.home / service.TOKEN).exists()
+    assert not keeper.is_taken(info.host, info.port)
+    assert not (settings.home / keeper.TOKEN).exists()
     assert not service.stop(settings), "there is nothing left to stop"

@@ -13,17 +13,12 @@ from cluster.bundles import MODEL, MODEL_ANY
 from cluster.errors import ReleaseError
 from cluster.files import write_json
 from cluster.settings import load_settings
-from serve_app import app, service
-from serve_app.app import (
-    ReleaseArgs,
-    Routed,
-    RouterArgs,
-    ServeConfig,
-    TierConfig,
-    build_release,
-    describe,
-)
+from serve_app import app
+from serve_app.app import build_release, describe
+from serve_app.config import ReleaseArgs, RouterArgs, ServeConfig, TierConfig
+from serve_app.deployed import applications
 from serve_app.explain import ALTERNATIVES
+from serve_app.traffic import only
 from tests.serving import Pair, make_pair, make_release
 from tests.toys import make_bundle
 
@@ -46,7 +41,7 @@ def test_at_most_half_of_the_trusted_are_explored(share: float) -> None:
 
 def test_the_router_is_told_how_much_to_explore() -> None:
     config = ServeConfig(explore_share=0.05)
-    router = service.applications(config, Path("/home"), ["r-1"], routed="r-1")[-1]
+    router = applications(config, Path("/home"), ["r-1"], routed=only("r-1"))[-1]
     assert RouterArgs.model_validate(router["args"]).explore_share == 0.05
 
 
@@ -60,16 +55,10 @@ def test_more_calls_are_out_than_one_replica_holds_so_that_load_shows() -> None:
     assert tier.max_in_flight > tier.target_ongoing_requests * (tier.max_replicas - 1)
 
 
-@pytest.mark.parametrize("releases", [{}, {"a": 0.5}, {"a": 1.0, "b": 1.0}])
-def test_one_release_is_routed_with_its_whole_weight(releases: dict[str, float]) -> None:
-    with pytest.raises(ValidationError, match="exactly one release"):
-        Routed(releases=releases)
-
-
 def test_a_promotion_always_finds_its_cpus() -> None:
     tier = TierConfig(max_replicas=3, cpus=1)
     config = ServeConfig(routers=2, router_cpus=0.5, edge=tier, cloud=tier)
-    assert config.cpus_for_promotion == 1 + 2 * (3 + 3)
+    assert config.cpus_for_promotion == 1 + 4 * (3 + 3)
 
 
 @pytest.mark.parametrize("artifact", [MODEL, MODEL_ANY])
@@ -119,7 +108,7 @@ def test_serve_yaml_is_what_the_command_deploys() -> None:
     ServeDeploySchema.model_validate(written)
     config = ServeConfig()
     assert written["http_options"] == {"host": config.host, "port": config.port}
-    made = service.applications(config, Path("/home"), ["latest"], routed="latest")
+    made = applications(config, Path("/home"), ["latest"], routed=only("latest"))
     # The same applications, with nothing said that is a default.
     builders: tuple[type[BaseModel], ...] = (ReleaseArgs, RouterArgs)
     for ours, theirs, args in zip(made, written["applications"], builders, strict=True):
@@ -131,7 +120,7 @@ def test_serve_yaml_is_what_the_command_deploys() -> None:
 def test_a_promotion_changes_nothing_of_the_router_but_its_user_config() -> None:
     """A changed argument would give the router a new code version, and so new replicas."""
     config, home = ServeConfig(), Path("/home")
-    before = service.applications(config, home, ["r-1", "r-2"], routed="r-1")[-1]
-    after = service.applications(config, home, ["r-1", "r-2"], routed="r-2")[-1]
+    before = applications(config, home, ["r-1", "r-2"], routed=only("r-1"))[-1]
+    after = applications(config, home, ["r-1", "r-2"], routed=only("r-2"))[-1]
     assert before.pop("deployments") != after.pop("deployments")
     assert before == after

@@ -19,7 +19,7 @@ from serve_app.classifier import (
     softmax,
     to_prediction,
 )
-from serve_app.tiers import TierModel
+from serve_app.model import TierModel
 from tests.toys import LABELS, WORDS, make_bundle
 
 VOCABULARY = [word for group in WORDS.values() for word in group] + ["unknown"]
@@ -175,7 +175,7 @@ def test_the_temperature_cools_the_energy(classifier: OnnxClassifier) -> None:
 
 
 def _cpu_with(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
-    for module in ("classifier", "tiers"):
+    for module in ("classifier", "model"):
         monkeypatch.setattr(f"serve_app.{module}.cpu_flags", lambda: frozenset(flags))
 
 

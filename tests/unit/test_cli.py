@@ -96,6 +96,7 @@ def test_the_commands_are_those_that_were_promised() -> None:
         "train", "tune", "certify", "replay", "report", "serve", "classify", "explain", "status",
         "stop", "compact", "demo",
         "releases list", "releases show", "releases promote", "releases rollback",
+        "releases canary", "releases shadow", "keys add", "keys list", "keys revoke", "score",
     }  # fmt: skip
 
 
@@ -707,9 +708,16 @@ def test_classify_refuses_a_bad_file_or_no_service(messages: Path, tmp_path: Pat
     refused(firstline("classify", "a text"), "No service is running", "firstline serve")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:1", "http://[", "nonsense"])
-def test_classify_refuses_a_url_without_a_service(url: str) -> None:
+def test_classify_refuses_a_url_without_a_service() -> None:
+    url = "http://127.0.0.1:1"
     refused(firstline("classify", "a text", "--url", url), f"No answer from {url}")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "nonsense", "http://jo:secret@example.com"])
+def test_classify_refuses_what_is_no_url(url: str) -> None:
+    said = firstline("classify", "a text", "--url", url)
+    refused(said, "should be like http://127.0.0.1:8000")
+    assert "secret" not in said.error
 
 
 def test_nothing_runs_and_nothing_is_stopped() -> None:

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from cluster.cli import app
 from cluster.settings import PREFIX, Settings
 from serve_app.api import ClassifyIn, FeedbackIn, Service, create_api
-from serve_app.app import ServeConfig, TierConfig
+from serve_app.config import ServeConfig, TierConfig
 from serve_app.contracts import Route, RouteReason
 from serve_app.policy import BASELINES, RouterPolicy
 from serve_app.signals import SIGNALS
@@ -348,12 +348,35 @@ def test_every_serving_option_is_documented_with_its_default(
     heading: str, model: type[BaseModel]
 ) -> None:
     rows = {cells[0].strip("`"): cells[1].strip("`") for cells in _table(_doc("serving"), heading)}
-    defaults = {name: field.get_default() for name, field in model.model_fields.items()}
-    shown = {
-        name: "" if name in {"edge", "cloud"} else json.dumps(value).strip('"')
-        for name, value in defaults.items()
+    assert rows == {name: _default(value) for name, value in _options(model)}
+
+
+def test_every_option_of_a_part_is_documented_with_its_default() -> None:
+    rows = {
+        cells[0].strip("`"): cells[1].strip("`")
+        for cells in _table(_doc("serving"), "key of a part")
     }
-    assert rows == shown
+    parts = {name: part for name, part in _options(ServeConfig) if name not in {"edge", "cloud"}}
+    assert rows == dict(
+        _flat({name: part for name, part in parts.items() if isinstance(part, dict)})
+    )
+
+
+def _options(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """The options of a model and their defaults; a part's are a dict."""
+    yield from model().model_dump(mode="json").items()
+
+
+def _default(value: Any) -> str:
+    return "" if isinstance(value, dict) else json.dumps(value).strip('"')
+
+
+def _flat(parts: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in parts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", _default(value)
 
 
 def test_the_documented_options_file_is_one_that_serve_takes() -> None:

@@ -1,7 +1,12 @@
 """Gatherer: lists across the hop, bounded, and no message harmed by its neighbours."""
 
 import asyncio
-from collections.abc import Sequence
+import math
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +14,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import ModelOutputError, ServiceError
 from serve_app.contracts import Prediction
-from serve_app.gather import Gatherer, OverloadedError, TierCall
+from serve_app.gather import DeadlineError, Gatherer, OverloadedError, ServiceRate, TierCall
 
 pytestmark = pytest.mark.anyio
 
@@ -23,12 +28,14 @@ class FakeTier:
 
     def __init__(self) -> None:
         self.lists: list[list[str]] = []
+        self.budgets_s: list[float] = []
         self.open = asyncio.Event()
         self.most_at_once = 0
         self._now = 0
 
-    async def __call__(self, texts: list[str]) -> Sequence[Prediction | None]:
+    async def __call__(self, texts: list[str], budget_s: float) -> Sequence[Prediction | None]:
         self.lists.append(texts)
+        self.budgets_s.append(budget_s)
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
         try:
@@ -175,7 +182,7 @@ async def test_a_tier_that_hangs_gives_timeouts_and_frees_its_slot() -> None:
 async def test_a_call_that_ray_cancels_is_a_failure_not_the_end() -> None:
     calls = 0
 
-    async def cancelled_once(texts: list[str]) -> list[Prediction | None]:
+    async def cancelled_once(texts: list[str], budget_s: float) -> list[Prediction | None]:
         nonlocal calls
         calls += 1
         if calls == 1:
@@ -188,8 +195,309 @@ async def test_a_call_that_ray_cancels_is_a_failure_not_the_end() -> None:
 
 
 async def test_a_short_answer_is_refused_for_all() -> None:
-    async def short(texts: list[str]) -> list[Prediction | None]:
+    async def short(texts: list[str], budget_s: float) -> list[Prediction | None]:
         return [said(texts[0])]
 
     outcomes = await make(short)(["a", "b"])
     assert all(isinstance(outcome, ServiceError) for outcome in outcomes)
+
+
+async def test_a_tier_that_hangs_is_to_blame_and_a_hasty_caller_is_not() -> None:
+    tier = FakeTier()
+    patient, hasty, gone = await asyncio.gather(
+        make(tier, timeout_s=0.05)(["a"]),
+        make(tier)(["b"], timeout_s=0.05),
+        make(tier)(["c"], timeout_s=0.0),
+    )
+    assert type(patient[0]) is TimeoutError
+    assert type(hasty[0]) is DeadlineError
+    assert type(gone[0]) is DeadlineError
+    assert ["c"] not in tier.lists
+
+
+async def test_a_call_is_told_how_long_its_most_patient_message_waits() -> None:
+    tier = FakeTier()
+    gatherer = make(tier)
+    first = asyncio.create_task(gatherer(["a"], timeout_s=0.5))
+    await settle()
+    waiting = [
+        asyncio.create_task(gatherer([text], timeout_s=s)) for text, s in (("b", 1), ("c", 9))
+    ]
+    await settle()
+    tier.open.set()
+    await asyncio.gather(first, *waiting)
+    assert tier.lists == [["a"], ["b", "c"]]
+    assert tier.budgets_s == pytest.approx([0.5, 5.0], abs=0.05)  # the tier's own time is 5 s
+
+
+async def test_a_hasty_caller_does_not_cut_its_neighbours_call_short() -> None:
+    tier = FakeTier()
+    gatherer = make(tier)
+    first = asyncio.create_task(gatherer(["a"]))
+    await settle()
+    hasty = asyncio.create_task(gatherer(["b"], timeout_s=0.02))
+    patient = asyncio.create_task(gatherer(["c"]))
+    await settle()
+    assert isinstance((await hasty)[0], DeadlineError)
+    tier.open.set()
+    assert (await first, await patient) == ([said("a")], [said("c")])
+
+
+async def test_a_list_that_is_part_late_brings_what_there_is() -> None:
+    async def slow_from_c(texts: list[str], budget_s: float) -> list[Prediction]:
+        await asyncio.sleep(60 if "c" in texts else 0)
+        return [said(text) for text in texts]
+
+    outcomes = await make(slow_from_c, max_batch=1, timeout_s=0.05)(["a", "b", "c", "d"])
+    assert outcomes[:2] == [said("a"), said("b")]
+    assert all(type(outcome) is TimeoutError for outcome in outcomes[2:])
+
+
+async def test_requests_take_turns() -> None:
+    tier = FakeTier()
+    gatherer = make(tier, max_batch=16, max_queued=1000)
+    first = asyncio.create_task(gatherer(["first"]))
+    await settle()
+    long = asyncio.create_task(gatherer(["long"] * 40))
+    short = asyncio.create_task(gatherer(["short"]))
+    await settle()
+    tier.open.set()
+    await asyncio.gather(first, long, short)
+    assert "short" in tier.lists[1]
+    assert [len(texts) for texts in tier.lists] == [1, 16, 16, 9]
+
+
+# ---- admission, in simulated time ---------------------------------------------------------------
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop on which waiting takes no time: the clock jumps to the next timer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now_s = 0.0
+        selector: Any = self._selector  # type: ignore[attr-defined]
+        select = selector.select
+
+        def jump(timeout_s: float | None = None) -> Any:
+            assert timeout_s is not None, "everything waits for something that never comes"
+            self._now_s += timeout_s
+            return select(0)
+
+        selector.select = jump
+
+    def time(self) -> float:
+        return self._now_s
+
+
+class Replicas:
+    """A tier as it is: each replica runs one list at a time, and the hop costs something."""
+
+    def __init__(self, per_message_s: float, replicas: int = 2, hop_s: float = 0.004) -> None:
+        self.per_message_s = per_message_s
+        self._hop_s = hop_s
+        self._locks = [asyncio.Lock() for _ in range(replicas)]
+        self._held = [0] * replicas
+
+    async def __call__(self, texts: list[str], budget_s: float) -> list[Prediction]:
+        chosen = self._held.index(min(self._held))
+        self._held[chosen] += 1
+        try:
+            await asyncio.sleep(self._hop_s)
+            async with self._locks[chosen]:
+                await asyncio.sleep(self.per_message_s * len(texts))
+        finally:
+            self._held[chosen] -= 1
+        return [said(text) for text in texts]
+
+
+CAPACITY = 625.0  # messages per second of two replicas at 3.2 ms
+
+
+@dataclass
+class Seen:
+    """What clients saw: seconds from request to answer, by the time of the request."""
+
+    answered_s: list[tuple[float, float]] = field(default_factory=list)
+    refused_s: list[tuple[float, float]] = field(default_factory=list)
+    retry_after_s: list[float] = field(default_factory=list)
+    late: int = 0
+
+    def p99_s(self, since_s: float = 0.0) -> float:
+        lasted = sorted(lasted for at, lasted in self.answered_s if at >= since_s)
+        return lasted[math.ceil(0.99 * len(lasted)) - 1]
+
+    def share_refused(self, since_s: float = 0.0, until_s: float = math.inf) -> float:
+        refused = sum(since_s <= at < until_s for at, _ in self.refused_s)
+        return refused / (refused + sum(since_s <= at < until_s for at, _ in self.answered_s))
+
+
+def simulate(story: Callable[[], Awaitable[Seen]]) -> Seen:
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(asyncio.ensure_future(story(), loop=loop))
+    finally:
+        loop.close()
+
+
+def ready(tier: TierCall) -> Gatherer:
+    return make(tier, max_in_flight=4, max_batch=64, max_queued=2048)
+
+
+async def ask(gatherer: Gatherer, size: int, seen: Seen) -> None:
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    try:
+        outcomes = await gatherer(["text"] * size)
+    except OverloadedError as error:
+        seen.refused_s.append((start_s, loop.time() - start_s))
+        seen.retry_after_s.append(error.retry_after_s)
+        return
+    assert all(isinstance(outcome, Prediction | TimeoutError) for outcome in outcomes)
+    seen.late += any(isinstance(outcome, TimeoutError) for outcome in outcomes)
+    seen.answered_s.append((start_s, loop.time() - start_s))
+
+
+async def load(
+    gatherer: Gatherer, seen: Seen, *, per_s: float, for_s: float, sizes: Sequence[int] = (1,)
+) -> None:
+    """Poisson arrivals, open loop, of `per_s` messages a second."""
+    draw, loop = random.Random(7), asyncio.get_running_loop()
+    until_s, tasks = loop.time() + for_s, []
+    requests_per_s = per_s * len(sizes) / sum(sizes)
+    while loop.time() < until_s:
+        await asyncio.sleep(draw.expovariate(requests_per_s))
+        tasks.append(asyncio.create_task(ask(gatherer, draw.choice(sizes), seen)))
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (64,), (1, 1, 1, 1, 1, 8, 64, 256)])
+def test_at_three_times_the_capacity_what_is_accepted_stays_quick(sizes: Sequence[int]) -> None:
+    async def story() -> Seen:
+        seen = Seen()
+        tier = ready(Replicas(2 / CAPACITY))
+        await load(tier, seen, per_s=3 * CAPACITY, for_s=10, sizes=sizes)
+        return seen
+
+    seen = simulate(story)
+    assert seen.p99_s() < 1.0
+    assert seen.share_refused() > 0.3
+    assert seen.late == 0
+    assert all(lasted == 0.0 for _, lasted in seen.refused_s)
+    assert all(0.0 < retry_s < 2.0 for retry_s in seen.retry_after_s)
+
+
+def test_overload_costs_no_throughput_and_is_over_when_the_load_is() -> None:
+    async def story() -> Seen:
+        seen = Seen()
+        gatherer = ready(Replicas(2 / CAPACITY))
+        await load(gatherer, seen, per_s=3 * CAPACITY, for_s=10)
+        await load(gatherer, seen, per_s=0.5 * CAPACITY, for_s=5)
+        return seen
+
+    seen = simulate(story)
+    overloaded = sum(at < 10 for at, _ in seen.answered_s)
+    assert overloaded > 0.9 * 10 * CAPACITY
+    assert seen.share_refused(since_s=11) == 0.0
+    assert seen.p99_s(since_s=11) < 0.05
+
+
+@pytest.mark.parametrize("load_share", [0.3, 0.9])
+def test_below_the_capacity_nothing_is_refused(load_share: float) -> None:
+    async def story() -> Seen:
+        seen = Seen()
+        await load(ready(Replicas(2 / CAPACITY)), seen, per_s=load_share * CAPACITY, for_s=20)
+        return seen
+
+    seen = simulate(story)
+    assert not seen.refused_s
+
+
+def test_admission_follows_the_capacity_within_a_second() -> None:
+    async def story() -> Seen:
+        seen, tier = Seen(), Replicas(2 / CAPACITY)
+        gatherer = ready(tier)
+        await load(gatherer, seen, per_s=0.9 * CAPACITY, for_s=5)
+        tier.per_message_s *= 4  # a neighbour on the machine
+        await load(gatherer, seen, per_s=0.9 * CAPACITY, for_s=5)
+        tier.per_message_s /= 4
+        await load(gatherer, seen, per_s=0.9 * CAPACITY, for_s=5)
+        return seen
+
+    seen = simulate(story)
+    assert seen.share_refused(until_s=5) == 0.0
+    slow_s = [lasted for at, lasted in seen.answered_s if 7 <= at < 10]
+    assert max(slow_s) < 1.0
+    assert seen.share_refused(since_s=12) == 0.0
+
+
+def test_a_tier_that_was_almost_dead_is_used_again() -> None:
+    """Regression: a rate of one message a second admitted so little that no slot ever filled up,
+    and a rate learned only from full slots stayed at one for ever."""
+
+    async def story() -> Seen:
+        seen, tier = Seen(), Replicas(1.0)
+        gatherer = ready(tier)
+        await load(gatherer, seen, per_s=20, for_s=5)
+        tier.per_message_s = 2 / CAPACITY
+        await load(gatherer, seen, per_s=0.5 * CAPACITY, for_s=10)
+        return seen
+
+    seen = simulate(story)
+    end_s = seen.answered_s[-1][0]
+    assert seen.share_refused(since_s=end_s - 8) == 0.0
+
+
+def test_a_long_list_is_not_refused_for_its_own_length() -> None:
+    async def story() -> Seen:
+        seen = Seen()
+        gatherer = ready(Replicas(0.02))  # 256 texts take 2.6 s
+        for size in (256, 1, 256):
+            await ask(gatherer, size, seen)
+        return seen
+
+    assert not simulate(story).refused_s
+
+
+def test_clients_with_long_lists_crowd_nobody_out() -> None:
+    async def client(gatherer: Gatherer, size: int, pause_s: float, seen: Seen) -> None:
+        for _ in repeat(None, 50):
+            await ask(gatherer, size, seen)
+            await asyncio.sleep(pause_s)
+
+    async def story() -> Seen:
+        long, short = Seen(), Seen()
+        tier = Replicas(2 / CAPACITY)
+        gatherer = make(tier, max_in_flight=4, max_batch=16, max_queued=2048)
+        await asyncio.gather(
+            *(client(gatherer, 256, 0.0, long) for _ in range(2)),
+            *(client(gatherer, 1, 0.1, short) for _ in range(8)),
+        )
+        return short
+
+    seen = simulate(story)
+    assert not seen.refused_s
+    assert seen.p99_s() < 0.3  # a list of 256 takes 0.8 s beside another
+
+
+def test_a_rate_is_unknown_until_the_tier_was_full_for_a_while() -> None:
+    rate = ServiceRate()
+    rate.finished(1, 0.004, 1.0)
+    assert rate.per_s is None
+    rate.saturated(2.0)
+    rate.finished(5, 0.05, 2.05)
+    assert rate.per_s is None
+    rate.finished(10, 0.1, 2.15)
+    assert rate.per_s == pytest.approx(100, rel=0.2)
+
+
+def test_free_slots_show_what_a_tier_can_do_at_least() -> None:
+    rate = ServiceRate()
+    rate.saturated(0.0)
+    rate.finished(100, 1.0, 1.0)
+    rate.freed()
+    rate.finished(1, 0.1, 5.0)  # ten a second, alone: says nothing
+    assert rate.per_s == pytest.approx(100)
+    rate.finished(200, 1.0, 9.0)
+    assert rate.per_s is not None
+    assert rate.per_s > 150

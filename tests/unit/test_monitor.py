@@ -17,9 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
 from cluster.audit import AuditLog, AuditRecord, FeedbackRecord, Record, read
+from serve_app.abuse import AbuseAction, AbuseEvent, AbuseKind
+from serve_app.compare import wilson
 from serve_app.cost import Prices
 from serve_app.health import fit_trend
-from serve_app.monitor import Windows, prometheus_text, wilson
+from serve_app.prometheus import prometheus_text
 from serve_app.stats import (
     AlertName,
     AlertThresholds,
@@ -28,15 +30,17 @@ from serve_app.stats import (
     Report,
     Stats,
     Trend,
+    Verdict,
     WindowConfig,
 )
+from serve_app.windows import Windows
 
 NOW_S = 1_800_000_000.0
 HOUR_S = 3600.0
 PRICES = Prices()
 
 
-def answer(number: int, age_s: float = 1.0, **changes: Any) -> AuditRecord:
+def answer(number: int | str, age_s: float = 1.0, **changes: Any) -> AuditRecord:
     record = AuditRecord(
         id=f"id-{number}",
         time_s=NOW_S - age_s,
@@ -56,6 +60,14 @@ def answer(number: int, age_s: float = 1.0, **changes: Any) -> AuditRecord:
         degraded=False,
     )
     return replace(record, **changes)
+
+
+def judged(records: Sequence[AuditRecord], correct: int) -> list[FeedbackRecord]:
+    """Feedback to all of them, on the first so many that they are right."""
+    return [
+        FeedbackRecord(record.id, record.time_s, record.label if i < correct else "another")
+        for i, record in enumerate(records)
+    ]
 
 
 def to_cloud(record: AuditRecord) -> AuditRecord:
@@ -303,6 +315,249 @@ def test_explored_messages_are_paid_twice_and_not_degraded() -> None:
     assert stats.reasons == {"explored": 4}
 
 
+# ---- degraded and cached answers
+
+
+def degraded(number: int, reason: str = "cloud_failed", **changes: Any) -> AuditRecord:
+    return answer(number, reason=reason, degraded=True, **changes)
+
+
+def test_degraded_answers_are_no_part_of_what_a_certificate_is_held_against() -> None:
+    """They went out at the edge; the rule had sent them to the cloud, which was not to be had."""
+    kept = [answer(i) for i in range(60)]
+    sent = [to_cloud(answer(i)) for i in range(60, 70)]
+    looks = [explored(i) for i in range(70, 80)]
+    failed = [degraded(i, label="positive") for i in range(80, 100)]
+    stats = report_on([*kept, *sent, *looks, *failed, *judged([*kept, *failed], 60)]).stats
+    assert stats.edge_share == pytest.approx(0.80), "as they went out"
+    assert stats.as_certified.edge_share == pytest.approx(0.70), "as the rule decided"
+    assert (stats.accuracy.correct, stats.accuracy.labelled) == (60, 80)
+    certified = stats.as_certified.accuracy
+    assert (certified.correct, certified.labelled) == (60, 60)
+
+
+def test_degraded_answers_are_shown_by_reason() -> None:
+    reasons = ["cloud_failed"] * 2 + ["circuit_open"] * 3 + ["cloud_capped"] * 5
+    records = [degraded(i, reason) for i, reason in enumerate(reasons)]
+    report = report_on([*records, *(answer(i) for i in range(10, 20))])
+    expected = {"cloud_capped": 5, "circuit_open": 3, "cloud_failed": 2}
+    assert (report.stats.degraded_share, report.stats.degraded_reasons) == (0.5, expected)
+    assert report.stats.degraded_total == expected
+    told = [text for text in report.recommendations if "of answers are degraded" in text]
+    assert [text.split("%")[0] for text in told] == ["25.0", "15.0", "10.0"]
+    assert "budget" in told[0]
+
+
+def test_a_degraded_or_cached_look_tells_nothing_new_of_the_trusted() -> None:
+    looks = [explored(i) for i in range(4)]
+    again = [explored(10 + i, cached=True, label="positive") for i in range(9)]
+    found = report_on([*looks, *again, explored(30, degraded=True)]).stats
+    assert (found.disagreement.explored, found.disagreement.differing) == (4, 0)
+
+
+def test_cached_answers_are_free_and_counted() -> None:
+    cached = [answer(i, cached=True, cost_usd=0.0) for i in range(25)]
+    stats = report_on([*cached, *(answer(i) for i in range(25, 100))]).stats
+    assert (stats.cached_share, stats.cached_total) == (0.25, 25)
+    assert stats.cost_per_message_usd == pytest.approx(0.75 * PRICES.edge_usd)
+
+
+# ---- releases side by side
+
+
+def two(
+    count: int = 400, *, champion: Sequence[AuditRecord] = (), share: int = 10, **changes: Any
+) -> list[AuditRecord]:
+    """Two hours of traffic, every `share`-th message of it to r2, changed so."""
+    return [
+        *champion,
+        *(
+            replace(record, release="r2", **changes) if i % share == 0 else record
+            for i, record in enumerate(traffic(count))
+        ),
+    ]
+
+
+def test_each_release_has_its_own_figures() -> None:
+    records = two(latency_ms=50.0, cost_usd=0.02, route="cloud")
+    stats = report_on([*records, *judged([r for r in records if r.release == "r2"], 30)]).stats
+    assert list(stats.by_release) == ["r1", "r2"]
+    first, second = stats.by_release["r1"], stats.by_release["r2"]
+    assert (first.messages, second.messages) == (360, 40)
+    assert first.messages + second.messages == stats.messages
+    assert second.edge_share == 0.0
+    assert second.cost_per_message_usd == pytest.approx(0.02)
+    assert second.latency_ms is not None
+    assert second.latency_ms.p50 == 50.0
+    assert (first.accuracy.labelled, second.accuracy.labelled) == (0, 40)
+    assert (second.accuracy.low, second.accuracy.high) == wilson(30, 40)
+
+
+def test_releases_are_compared_and_the_worse_is_to_be_taken_out() -> None:
+    records = two(2000, share=4, latency_ms=90.0)
+    old, new = ([r for r in records if r.release == name] for name in ("r1", "r2"))
+    report = report_on([*records, *judged(old[:400], 380), *judged(new[:300], 240)])
+    [found] = report.comparison
+    assert (found.champion.release, found.challenger.release) == ("r1", "r2")
+    assert found.verdict is Verdict.WORSE
+    assert found.latency_ms.stands_out
+    assert any("firstline releases rollback" in text for text in report.recommendations)
+
+
+def test_only_the_time_in_which_both_answered_is_compared() -> None:
+    """Yesterday's messages were easier: they would speak for the release that answered them."""
+    easy = [answer(f"old-{i}", 20 * HOUR_S + i) for i in range(1000)]
+    records = two(champion=easy)
+    old = [r for r in records if r.release == "r1"]
+    [found] = report_on([*records, *judged(old, 1000)]).comparison
+    assert found.champion.messages == 351, "of the 360, those between r2's first and last"
+    assert found.champion.accuracy.correct == 0
+    assert found.since_s == pytest.approx(NOW_S - 2 * HOUR_S)
+
+
+def test_releases_that_answered_one_after_the_other_are_not_compared() -> None:
+    before = [answer(f"a{i}", 7200 - i) for i in range(100)]
+    after = [answer(f"b{i}", 3600 - i, release="r2") for i in range(100)]
+    assert report_on([*before, *after]).comparison == []
+    assert report_on(before).comparison == []
+
+
+def test_the_weights_say_who_is_compared_and_who_is_the_champion() -> None:
+    windows = Windows()
+    records = two(share=2)
+    windows.ingest([*records, *(answer(f"x{i}", 60 + i, release="gone") for i in range(9))])
+    windows.weights = {"r1": 0.4, "r2": 0.6}
+    [found] = windows.report(NOW_S).comparison
+    assert (found.champion.release, found.challenger.release) == ("r2", "r1")
+
+
+def test_cached_answers_are_no_part_of_a_releases_cost_or_latency() -> None:
+    """The champion's cache is the fuller one, whatever its models cost."""
+    records = [
+        replace(r, cached=True, cost_usd=0.0, latency_ms=0.1) if i % 3 == 1 else r
+        for i, r in enumerate(two(700, share=7))
+    ]
+    [found] = report_on(records).comparison
+    assert found.champion.cost_per_message_usd == pytest.approx(
+        found.challenger.cost_per_message_usd, rel=0.2
+    )
+    assert not found.cost_usd.stands_out
+
+
+# ---- shadows
+
+
+def shadow(number: int, release: str = "s1", **changes: Any) -> AuditRecord:
+    """What a shadow made of the message that `answer(number)` answers."""
+    changes = {"cost_usd": 0.5, "latency_ms": 900.0, "confidence": 0.1, **changes}
+    return answer(f"{release}-of-{number}", release=release, shadow_of=f"id-{number}", **changes)
+
+
+@given(st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_shadows_leave_every_live_figure_as_it_is(source: random.Random) -> None:
+    live = mixed_history(60)
+    silent = [
+        shadow(i, degraded=i % 2 == 0, reason="cloud_failed", confidence=math.nan)
+        for i in range(60)
+    ]
+    mixed: list[Record] = [*live, *silent]
+    source.shuffle(mixed)
+    with_shadows, without = report_on(mixed), report_on(live)
+    apart: dict[str, Any] = {"shadows": {}, "shadow_messages_total": {}}
+    stats = with_shadows.stats.model_copy(update=apart)
+    shown = with_shadows.model_copy(update={"stats": stats})
+    assert without_sums(shown) == without_sums(without)
+    assert with_shadows.stats.shadow_messages_total == {"s1": 60}
+
+
+def test_a_shadow_is_compared_with_what_clients_were_told_whichever_came_first() -> None:
+    windows = Windows()
+    told = [answer(i, label="a" if i < 6 else "b") for i in range(10)]
+    seen = [shadow(i, label="a", route="edge" if i < 4 else "cloud") for i in range(10)]
+    windows.ingest([*seen[:5], *told, *seen[5:], *seen])
+    found = windows.snapshot(NOW_S).shadows["s1"]
+    assert (found.messages, found.edge_share) == (10, 0.4)
+    assert found.cost_per_message_usd == pytest.approx(0.5)
+    assert (found.agreement.agreeing, found.agreement.compared) == (6, 10)
+    assert (found.agreement.low, found.agreement.high) == wilson(6, 10)
+    assert [one.model_dump() for one in found.differing] == [
+        {"live": "b", "shadow": "a", "messages": 4}
+    ]
+
+
+def test_degraded_answers_and_unseen_ones_agree_with_nobody() -> None:
+    windows = Windows()
+    windows.ingest([answer(0), degraded(1), answer(2)])
+    windows.ingest([shadow(0), shadow(1), shadow(2, degraded=True), shadow(99)])
+    found = windows.snapshot(NOW_S).shadows["s1"]
+    assert (found.messages, found.agreement.compared) == (4, 1)
+
+
+def test_two_shadows_of_one_answer_are_two() -> None:
+    windows = Windows()
+    windows.ingest([shadow(0, "s1"), shadow(0, "s2", label="b"), answer(0)])
+    found = windows.snapshot(NOW_S).shadows
+    assert {name: one.agreement.agreeing for name, one in found.items()} == {"s1": 1, "s2": 0}
+
+
+def test_shadows_come_back_from_the_audit_log(tmp_path: Path) -> None:
+    history: list[Record] = [*traffic(50), *(shadow(i, label="b") for i in range(0, 50, 2))]
+    AuditLog(tmp_path, "r1", lambda: NOW_S).append(history)
+    rebuilt = Windows()
+    rebuilt.ingest(read(tmp_path, NOW_S - 24 * HOUR_S))
+    assert without_sums(rebuilt.report(NOW_S)) == without_sums(report_on(history))
+    assert rebuilt.snapshot(NOW_S).shadows["s1"].agreement.compared == 25
+
+
+def test_shadows_without_answers_do_not_grow_the_monitor() -> None:
+    windows = Windows(config=WindowConfig(capacity=10))
+    windows.ingest([shadow(i) for i in range(1000)])
+    assert windows.snapshot(NOW_S).shadows["s1"].messages == 10
+    assert len(windows._early_shadows) == 10
+    windows.ingest([answer(i) for i in range(1000)])
+    assert windows.snapshot(NOW_S).shadows["s1"].agreement.compared == 10
+
+
+# ---- abuse and states
+
+
+def abuse(kind: AbuseKind, action: AbuseAction) -> AbuseEvent:
+    return AbuseEvent("key-1", kind, action, NOW_S + 60)
+
+
+def test_abuse_is_noted_newest_first_and_bounded() -> None:
+    windows = Windows()
+    windows.note_abuse([abuse(AbuseKind.FLOOD, AbuseAction.SLOWED)], NOW_S)
+    windows.note_abuse([abuse(AbuseKind.FLOOD, AbuseAction.BLOCKED)] * 2, NOW_S + 1)
+    stats = windows.snapshot(NOW_S + 2)
+    assert [note.action for note in stats.abuse] == ["blocked", "blocked", "slowed"]
+    assert (stats.abuse[0].key, stats.abuse[0].until_s) == ("key-1", NOW_S + 60)
+    counted = [(one.kind, one.action, one.events) for one in stats.abuse_total]
+    assert counted == [("flood", "blocked", 2), ("flood", "slowed", 1)]
+    windows.note_abuse([abuse(AbuseKind.SWEEP, AbuseAction.SLOWED)] * 500, NOW_S)
+    assert len(windows.snapshot(NOW_S + 2).abuse) == 100
+    assert windows.snapshot(NOW_S + 25 * HOUR_S).abuse == []
+
+
+def test_the_last_state_of_a_part_is_shown() -> None:
+    windows = Windows()
+    windows.note_state("cloud r1", "open")
+    windows.note_state("cloud r1", "half_open")
+    assert windows.snapshot(NOW_S).states == {"cloud r1": "half_open"}
+    for i in range(1000):
+        windows.note_state(f"part-{i}", "open")
+    assert len(windows.snapshot(NOW_S).states) == 50
+
+
+def test_old_releases_leave_the_counters() -> None:
+    windows = Windows()
+    windows.ingest([answer(i, release=f"r{i}") for i in range(1000)])
+    totals = windows.snapshot(NOW_S).releases_total
+    assert len(totals) == 50
+    assert "r999" in totals
+
+
 # ---- alerts
 
 
@@ -478,7 +733,11 @@ def test_everything_wrong_is_zero_not_less() -> None:
 
 
 def test_degraded_answers_cost_points_and_are_mentioned() -> None:
-    report = report_on([replace(r, degraded=i % 2 == 0) for i, r in enumerate(traffic(1000))])
+    failed = [
+        replace(r, degraded=True, reason="cloud_failed") if i % 2 else r
+        for i, r in enumerate(traffic(1000))
+    ]
+    report = report_on(failed)
     assert (report.health.score, report.health.status) == (70, HealthStatus.DEGRADED)
     assert any("50.0% of answers are degraded" in text for text in report.recommendations)
 
@@ -538,3 +797,21 @@ def test_prometheus_leaves_out_what_is_not_known() -> None:
     names = {name for name, _ in prometheus(Windows().snapshot(NOW_S))}
     assert "firstline_edge_share" not in names
     assert "firstline_window_messages" in names
+
+
+def test_prometheus_shows_releases_shadows_abuse_and_states() -> None:
+    windows = Windows()
+    windows.ingest([*two(), *(shadow(i) for i in range(8)), degraded(-1), answer(-2, cached=True)])
+    windows.note_abuse([abuse(AbuseKind.SWEEP, AbuseAction.BLOCKED)] * 3, NOW_S)
+    windows.note_state("cloud r1", "open")
+    samples = prometheus(windows.snapshot(NOW_S))
+    assert samples["firstline_release_messages_total", (("release", "r2"),)] == 40
+    assert samples["firstline_shadow_messages_total", (("release", "s1"),)] == 8
+    assert samples["firstline_shadow_agreement", (("release", "s1"),)] == 1.0
+    assert samples["firstline_degraded_total", (("reason", "cloud_failed"),)] == 1
+    assert samples["firstline_cached_total", ()] == 1
+    assert samples["firstline_state", (("name", "cloud r1"), ("state", "open"))] == 1
+    assert samples["firstline_abuse_total", (("action", "blocked"), ("kind", "sweep"))] == 3
+    slow = samples["firstline_release_latency_seconds", (("quantile", "0.5"), ("release", "r1"))]
+    assert slow == pytest.approx(0.004)
+    assert not any("key-1" in str(found) for found in samples), "a caller is no label"

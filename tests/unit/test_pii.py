@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from serve_app.pii import Finding, PiiKind, find, redact
 from serve_app.text import normalise, prepare
+from tests.planted import DEV, Corpus, plant, survives
+from tests.planted_held_out import HELD_OUT
 
 CARDS = [
     "4111111111111111",
@@ -23,6 +25,11 @@ CARDS = [
     "6011000990139424",
     "4222222222222",
     "6304000000000000000",
+    "4111, 1111, 1111, 1111",
+    "4111 then 1111 then 1111 then 1111",
+    "4111 1111 1111 1112",  # mistyped: the checksum is wrong
+    "4111111111111112",
+    "card number 4111 1111 1111 112",  # a digit is missing
     "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
     "4111 1111 1111 1111".translate({ord(d): ord(d) + 0xFEE0 for d in "14"}),  # full width
     "4111 1111 1111 1111".translate({ord(d): ord(d) + 0x0630 for d in "14"}),  # Arabic-Indic
@@ -36,6 +43,8 @@ IBANS = [
     "DE89-3704-0044-0532-0130-00",
     "FR14 2004 1010 0505 0001 3M02 606",
     "NO93 8601 1117 947",
+    "GB82 WEST 1234 5698 7654 33",  # mistyped
+    "BE12 3456 7890 1234",  # of a bank that checks its own digits too
 ]
 SSNS = ["536-90-4399", "536 90 4399", "536.90.4399"]
 SSN_MESSAGES = [
@@ -63,6 +72,10 @@ EMAILS = [
     "JO AT EXAMPLE DOT COM",
     "jo at gmail.com",
     "jo@gmail",
+    "jo -at- example -dot- org",
+    "jo underscore smith at example dot com",
+    "jo.smith at example.com",
+    "my email is jo at example.com",
 ]
 PHONES = [
     "202-555-0143",
@@ -80,6 +93,10 @@ PHONES = [
     "+49 30 901820",
     "06 12 34 56 78",
     "98765 43210",
+    "0161 496 0123",
+    "(0117) 496 0123",
+    "+1 202 555 0143 ext. 22",
+    "202-555-0143 x22",
 ]
 PHONE_MESSAGES = ["call me on 555-0142", "my mobile number is 0171 55501", "Tel: 555 0142"]
 ACCOUNTS = [
@@ -100,8 +117,43 @@ ACCOUNTS = [
     "membership number 99887766",
     "12345678 is my account number",
     "passport number X1234567",
-    "card number 4111 1111 1111 1112",  # mistyped: the checksum is wrong
-    "iban GB82WEST123456987654",  # likewise
+    "iban GB82WEST123456987654",  # too short for one
+    "sort code 20-34-56 12345678",
+    "PIN is 48213",
+    "security code: 48213",
+    "my NI number is AB 12 34 56 C",
+    "AB 12 34 56 C",
+]
+ADDRESSES = [
+    "12 Maple Street",
+    "12 maple street, apt 4b, springfield, il 62704",
+    "221B Baker Street",
+    "350 5th Ave, New York, NY 10118",
+    "14 Orchard Close",
+    "14 orchard close, leeds ls1 4qz",
+    "Flat 3, 14 Orchard Gardens, Leeds LS1 4QZ",
+    "my address is 14 The Larches",
+    "I live at 14 orchard way",
+    "SW1A 1AA",
+    "M5V 2T6",
+    "Springfield, IL 62704-1234",
+    "zip code 94105",
+    "P.O. Box 1234",
+    "Postfach 12 34",
+    "Hauptstraße 12, 10115 Berlin",
+    "Berliner Str. 3a",
+    "Lindenweg 5",
+    "12 bis rue de la Paix, 75002 Paris",
+    "Calle Mayor 12, 28013 Madrid",
+    "Via Roma 3, 00184 Roma",
+    "Keizersgracht 123, 1015 CJ Amsterdam",
+]
+BIRTH_DATES = [
+    "born on 12/03/1984",
+    "DOB: 1984-03-12",
+    "d.o.b. 12.3.84",
+    "my date of birth is 12th of March, 1984",
+    "birthday: March 12, 1984",
 ]
 
 FRAMES = ["{}", "Hello, {} is mine.", "please check ({}), thanks", "It is {}", "{} - {}"]
@@ -117,6 +169,8 @@ FRAMES = ["{}", "Hello, {} is mine.", "please check ({}), thanks", "It is {}", "
         *((PiiKind.EMAIL, value) for value in EMAILS),
         *((PiiKind.PHONE, value) for value in PHONES),
         *((PiiKind.ACCOUNT, value) for value in ACCOUNTS),
+        *((PiiKind.ADDRESS, value) for value in ADDRESSES),
+        *((PiiKind.BIRTH_DATE, value) for value in BIRTH_DATES),
     ],
 )
 def test_found_wherever_it_stands_and_nothing_of_it_is_left(
@@ -171,10 +225,26 @@ def test_a_short_number_counts_as_a_phone_where_it_is_called_one(text: str) -> N
         "@firstline help me, I am @ home",
         "536904399 is on the label of the parcel",
         "000-12-3456 is not issued, 666-12-3456 neither",
-        "4111 1111 1111 1112 has the wrong checksum",
+        "order 4111111111111112 has not arrived",
         "0000000000000000",
-        "GB82 WEST 1234 5698 7654 33 has the wrong checksum",
-        "[CARD] and [ACCOUNT] number, [PHONE] call [EMAIL]",
+        "I bought 2 tickets to St Louis",
+        "the 3 new stores on Main Street",
+        "it is a 24 hour drive from here",
+        "a 2 way street and a 4 lane highway",
+        "gate 12, please close it",
+        "in 2024 I moved house",
+        "I moved 300 gbp to another place",
+        "send via PayPal 2 days ago",
+        "my email address is wrong in 2 places",
+        "ship my 3 orders home on the way",
+        "flight BA2490 seat 14C on 12 May 2024",
+        "iphone s8 64gb for 300",
+        "During 2020 I moved",
+        "call me in 10 minutes or dial 1234",
+        "the PIN was entered 3 times",
+        "I was there in 1984 and born to run",
+        "error code 500123",
+        "[CARD] and [ACCOUNT] number, [PHONE] call [EMAIL], [ADDRESS] [BIRTH_DATE] [NUMBERS]",
     ],
 )
 def test_left_alone(text: str) -> None:
@@ -189,6 +259,26 @@ def test_the_words_around_a_finding_survive() -> None:
         "Pay [IBAN] please from [CARD] 12/26, or ring [PHONE]!",
         ("card", "iban", "phone"),
     )
+
+
+@pytest.mark.parametrize("corpus", [DEV, HELD_OUT], ids=["dev", "held out"])
+def test_of_a_thousand_planted_messages_hardly_one_is_missed(corpus: Corpus) -> None:
+    missed = [
+        (planted.kind, planted.spelling)
+        for planted in plant(corpus, 1000, 7, fair=True)
+        if survives(planted, redact(normalise(planted.text))[0])
+    ]
+    assert len(missed) <= 5, missed
+
+
+def test_more_digits_than_anyone_writes_are_all_masked_unread() -> None:
+    text = (
+        "the statement: " + "12.50 coffee, " * 40 + "my card is 4111x1111x1111x1111, jo@example.com"
+    )
+    masked, kinds = redact(text)
+    assert kinds == ("email", "numbers")
+    assert not any(map(str.isdigit, masked))
+    assert masked.count("coffee") == 40
 
 
 def test_several_numbers_after_one_context_word() -> None:
@@ -214,7 +304,8 @@ def test_prepare_marks_the_message_as_pinned() -> None:
 
 PIECES = st.sampled_from(
     [
-        *CARDS, *IBANS, *SSNS, *EMAILS, *PHONES, *ACCOUNTS, *SSN_MESSAGES, "[CARD]", "[ACCOUNT]",
+        *CARDS, *IBANS, *SSNS, *EMAILS, *PHONES, *ACCOUNTS, *ADDRESSES, *BIRTH_DATES,
+        *SSN_MESSAGES, "[CARD]", "[ACCOUNT]", "[ADDRESS]", "street", "12 Main", "flat 3", "address",
         "account", "account number", "customer", "card", "ssn", "call me", "at", "dot", "com", "@",
         "is", "my", "and", "order", "+", "(", ")", "-", "/", ".", ",", "0", "1", "12", "123456",
         "2024-05-01", "10:30", "$", "gb82", "jo",
@@ -268,7 +359,8 @@ def test_without_digits_or_an_at_sign_there_is_nothing_to_find(text: str) -> Non
         "1", "1 ", "4 ", "0-", "1.", "aa11 ", "GB82 WEST 1234 ", "2025550143 ", "07700 ", "+1 ",
         "a.", "a@", "a at b dot ", "a dot ", "(at)", "account is my ", "ssn it's ", "12-34-", "(0)",
         "account number 12345 and ", "order is my ", "4111111111111112 ", "+44 7700 900123,",
-        "\u0661",
+        "\u0661", "_at_", "- at ", "* ", "a", "a ", "é ", "12 Aa Aa ", "my address is ", "live at ",
+        "rue de la ", "98765 43210 x ", "Via Aa ", "flat 1, ",
     ],
 )  # fmt: skip
 def test_ten_thousand_hostile_characters_take_no_more_than_their_length(unit: str) -> None:
@@ -276,7 +368,7 @@ def test_ten_thousand_hostile_characters_take_no_more_than_their_length(unit: st
     for text in (unit * 10_000)[:10_000], (unit * 10_000)[:9_990] + " 12345 end":
         started = time.thread_time()
         redact(text)
-        assert time.thread_time() - started < 3.0
+        assert time.thread_time() - started < 0.5
 
 
 def test_threads_agree() -> None:

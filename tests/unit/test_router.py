@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,15 +13,18 @@ from hypothesis import strategies as st
 
 from cluster.audit import AuditRecord
 from cluster.errors import AuditError, ModelOutputError
-from serve_app.contracts import Message, Prediction, Route, RouteReason
+from serve_app.cache import Cache, CacheConfig, NoCache, ResponseCache
+from serve_app.contracts import Cached, Caller, Message, Prediction, Route, RouteReason
 from serve_app.cost import Prices
+from serve_app.door import OPEN_DOOR, Door
 from serve_app.explain import Alternative
 from serve_app.gather import Outcome, OverloadedError
 from serve_app.policy import RANDOM, RouterPolicy, Rules
-from serve_app.router import Answered, Answerer, EmptyTextsError, ServedRelease, UnansweredError
+from serve_app.router import Answerer, EmptyTextsError, ServedRelease, UnansweredError
 from serve_app.scores import Logistic, MaxProbability, Weighted
 from serve_app.signals import log_odds, random_signal
 from serve_app.text import prepare
+from serve_app.work import Answered
 
 pytestmark = pytest.mark.anyio
 
@@ -41,8 +45,10 @@ class FakeTier:
     special: dict[str, Outcome] = field(default_factory=dict)
     refuses: Exception | None = None
     seen: list[str] = field(default_factory=list)
+    timeouts: list[float | None] = field(default_factory=list)
 
-    async def __call__(self, texts: Sequence[str]) -> list[Outcome]:
+    async def __call__(self, texts: Sequence[str], timeout_s: float | None = None) -> list[Outcome]:
+        self.timeouts.append(timeout_s)
         if self.refuses is not None:
             raise self.refuses
         self.seen += texts
@@ -59,7 +65,7 @@ class FakeLog:
     appends: int = 0
     fails: bool = False
 
-    def append(self, records: Sequence[AuditRecord]) -> None:
+    async def append(self, records: Sequence[AuditRecord]) -> None:
         self.appends += 1
         if self.fails:
             raise AuditError("the disk is full")
@@ -80,7 +86,7 @@ class Rig:
     log: FakeLog
     answerer: Answerer
 
-    async def one(self, text: str, **flags: bool) -> Answered:
+    async def one(self, text: str, **flags: Any) -> Answered:
         return (await self.answerer.answer([text], **flags))[0]
 
 
@@ -93,6 +99,10 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 Make = Callable[..., Rig]
 
 
+def a_cache() -> ResponseCache:
+    return ResponseCache(CacheConfig(), b"k" * 32)
+
+
 @pytest.fixture
 def make(pool: ThreadPoolExecutor) -> Make:
     def _make(
@@ -102,9 +112,13 @@ def make(pool: ThreadPoolExecutor) -> Make:
         policy: RouterPolicy = POLICY,
         explore_share: float = 0.0,
         draws: Sequence[float] = (),
+        door: Door = OPEN_DOOR,
+        cache: Cache | None = None,
     ) -> Rig:
         tiers, log, ids = (FakeTier(edge), FakeTier(cloud)), FakeLog(), itertools.count()
-        release = ServedRelease("r-1", "r-1", policy, PRICES, LABELS, *tiers)
+        release = ServedRelease(
+            "r-1", "r-1", policy, PRICES, LABELS, *tiers, door, cache or NoCache()
+        )
         ticks = itertools.count()
         answerer = Answerer(
             release,
@@ -362,7 +376,7 @@ async def test_a_rule_that_fires_is_the_reason(make: Make) -> None:
 async def test_a_share_of_the_trusted_is_explored_and_the_chances_are_written_down(
     make: Make,
 ) -> None:
-    rig = make(explore_share=0.1, draws=(0.0999, 0.1, 0.5))
+    rig = make(explore_share=0.1, draws=(0.0999, 0.0, 0.1, 0.5))
     rig.edge.special = {"b": UNSURE}
     answers = await rig.answerer.answer(["a", "b", "c", "d"])
     assert rig.cloud.seen == ["a", "b"]
@@ -396,7 +410,7 @@ async def test_pinned_and_class_kept_messages_are_never_explored(make: Make) -> 
     policy = RouterPolicy(
         name="kept", score=MaxProbability(), threshold=0.9, rules=Rules(never_escalate=("yes",))
     )
-    rig = make(policy=policy, explore_share=0.5, draws=())
+    rig = make(policy=policy, explore_share=0.5, draws=(0.0, 0.0))
     answers = await rig.answerer.answer(["hello", EMAIL])
     assert [answer.reason.value for answer in answers] == ["class_kept", "pii_pinned"]
     assert rig.cloud.seen == []
@@ -488,3 +502,135 @@ def test_whatever_fails_a_pinned_message_stays_and_answers_are_all_or_none(
         assert not any(text.startswith("pin") for text in cloud.seen)
 
     asyncio.run(check())
+
+
+# ---- what was answered before -------------------------------------------------------------------
+
+
+async def test_a_text_that_was_answered_costs_nothing_and_asks_nobody(make: Make) -> None:
+    rig = make(edge=UNSURE, cache=a_cache())
+    first, again = await rig.one("hello"), await rig.one("hello")
+    assert (again.label, again.confidence, again.route, again.reason) == (
+        first.label, first.confidence, first.route, first.reason,
+    )  # fmt: skip
+    assert (first.cached, again.cached, again.cost_usd) == (False, True, 0.0)
+    assert again.id != first.id
+    assert (rig.edge.seen, rig.cloud.seen) == (["hello"], ["hello"])
+    assert [record.cached for record in rig.log.records] == [False, True]
+    assert rig.log.records[1].signals == rig.log.records[0].signals
+    assert rig.log.records[1].edge_label == UNSURE.label
+
+
+async def test_personal_data_is_never_looked_up_nor_kept(make: Make) -> None:
+    cache = a_cache()
+    rig = make(cache=cache)
+    key = cache.key("r-1", "anonymous", prepare(EMAIL).text)
+    planted = Cached("no", "no", 0.5, Route.CLOUD, RouteReason.ESCALATED, 0.0, {})
+    cache.put_many([(key, planted)], LABELS)
+    answer = await rig.one(EMAIL)
+    assert (answer.cached, answer.reason) == (False, RouteReason.PII_PINNED)
+    assert await cache.get_many([key], LABELS) == [planted]
+
+
+@pytest.mark.parametrize("failure", [TimeoutError(), ModelOutputError("NaN")])
+async def test_a_degraded_answer_is_not_kept(make: Make, failure: Exception) -> None:
+    cache = a_cache()
+    await make(edge=UNSURE, cloud=failure, cache=cache).one("hello")
+    assert not (await make(cache=cache).one("hello")).cached
+
+
+async def test_a_caller_does_not_learn_what_another_has_sent(make: Make) -> None:
+    """A free answer would tell."""
+    rig = make(cache=a_cache())
+    for key in ("a", "b"):
+        assert not (await rig.one("hello", caller=Caller(key))).cached
+
+
+async def test_chance_looks_at_a_kept_text_again(make: Make) -> None:
+    """Or the first answer to a frequent text would be the only one that is ever explored."""
+    rig = make(cache=a_cache(), explore_share=0.1, draws=[0.5, 0.5, 0.05])
+    first, kept, explored = [await rig.one("hello") for _ in range(3)]
+    assert [a.cached for a in (first, kept, explored)] == [False, True, False]
+    assert (kept.reason, explored.reason) == (RouteReason.TRUSTED, RouteReason.EXPLORED)
+    assert [record.propensity for record in rig.log.records] == [0.9, 0.9, 0.1]
+
+
+async def test_an_explanation_and_a_preview_are_made_anew(make: Make) -> None:
+    rig = make(cache=a_cache())
+    await rig.one("hello")
+    explained = await rig.one("hello", explain=True)
+    assert explained.explanation is not None
+    assert not explained.cached
+    assert not (await rig.one("hello", route_only=True)).cached
+
+
+# ---- the door to the cloud ----------------------------------------------------------------------
+
+
+class Shut(Door):
+    """Lets so many through, and gives a reason."""
+
+    def __init__(self, allowed: int, reason: RouteReason) -> None:
+        super().__init__()
+        self.allowed, self.reason = allowed, reason
+        self.asked: list[tuple[int, int, int]] = []
+        self.judged: list[int] = []
+
+    def admit(self, seen: int, must: int, wanted: int) -> tuple[int, RouteReason]:
+        self.asked.append((seen, must, wanted))
+        return min(self.allowed, wanted), self.reason
+
+    def judge(self, outcomes: Sequence[Outcome]) -> None:
+        self.judged.append(len(outcomes))
+
+
+@pytest.mark.parametrize("reason", [RouteReason.CIRCUIT_OPEN, RouteReason.CLOUD_CAPPED])
+async def test_what_the_door_keeps_out_is_answered_by_the_edge_and_degraded(
+    make: Make, reason: RouteReason
+) -> None:
+    door = Shut(1, reason)
+    rig = make(edge=UNSURE, door=door)
+    rig.edge.special = {"easy": SURE}
+    first, easy, second = await rig.answerer.answer(["a", "easy", "b"])
+    assert door.asked == [(3, 0, 2)]
+    assert (first.reason, first.degraded) == (RouteReason.ESCALATED, False)
+    assert (easy.reason, easy.degraded) == (RouteReason.TRUSTED, False)
+    assert (second.reason, second.degraded, second.route) == (reason, True, Route.EDGE)
+    assert second.cost_usd == PRICES.edge_usd
+    assert rig.cloud.seen == ["a"]
+    assert door.judged == [1]
+
+
+async def test_no_door_is_shut_on_a_message_without_an_answer(make: Make) -> None:
+    rig = make(edge=ModelOutputError("NaN"), door=Shut(0, RouteReason.CIRCUIT_OPEN))
+    assert (await rig.one("hello")).reason is RouteReason.EDGE_FAILED
+
+
+async def test_an_explored_message_at_a_shut_door_is_not_degraded(make: Make) -> None:
+    door = Shut(0, RouteReason.CLOUD_CAPPED)
+    answer = await make(door=door, explore_share=0.5, draws=[0.1]).one("hello")
+    assert (answer.route, answer.degraded) == (Route.EDGE, False)
+    assert answer.reason is RouteReason.EXPLORED
+
+
+# ---- deadlines and shadows ----------------------------------------------------------------------
+
+
+async def test_a_deadline_goes_with_the_message_and_shrinks(make: Make) -> None:
+    rig = make(edge=UNSURE)
+    await rig.one("hello", caller=Caller(deadline_s=0.5))
+    (edge_s,), (cloud_s,) = rig.edge.timeouts, rig.cloud.timeouts
+    assert edge_s is not None
+    assert cloud_s is not None
+    assert 0 < cloud_s < edge_s < 0.5
+
+
+async def test_a_shadow_is_written_down_and_never_answers(make: Make) -> None:
+    live, shadow = make(), make(edge=UNSURE, cloud=replace(CLOUD, label="no"))
+    answers = await live.answerer.answer(["hello", EMAIL])
+    await shadow.answerer.shadow(["hello", EMAIL], answers)
+    records = shadow.log.records
+    assert [record.shadow_of for record in records] == [answer.id for answer in answers]
+    assert [record.reason for record in records] == ["escalated", "pii_pinned"]
+    assert shadow.cloud.seen == ["hello"], "a shadow's cloud sees no personal data either"
+    assert [record.shadow_of for record in live.log.records] == [None, None]

@@ -1,0 +1,312 @@
+"""The router's replica: what stands behind the HTTP routes, and the wiring of one process.
+
+    HTTP ─> api.py ─> Router ─> Traffic: which release ─> its Answerer ─> out
+                        └─> the shadows' Answerers, behind the answer's back
+
+Thin: every part is a plain class of its own. `reconfigure` swaps what is routed in one assignment;
+requests in flight finish on what they began with.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from random import SystemRandom
+from typing import Any, Final, TypeVar
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.audit import AuditLog, FeedbackRecord, TextHasher, load_key
+from cluster.bundles import Role
+from cluster.errors import ServiceError
+from cluster.settings import Settings, load_settings
+from serve_app import keys as api_keys
+from serve_app.abuse import Abuse
+from serve_app.admission import Admission
+from serve_app.api import create_api
+from serve_app.cache import make_cache
+from serve_app.config import RouterArgs, TierConfig
+from serve_app.contracts import Caller
+from serve_app.cost import Prices
+from serve_app.door import Door
+from serve_app.explain import Alternative
+from serve_app.gather import Gatherer
+from serve_app.hop import Hop, call_of
+from serve_app.idempotency import Idempotency
+from serve_app.job_runner import RayRunner
+from serve_app.jobs import Jobs, add_jobs
+from serve_app.journal import Journal
+from serve_app.monitor_link import MonitorLink
+from serve_app.policy import RouterPolicy
+from serve_app.rates import Rates
+from serve_app.router import Answerer, ServedRelease
+from serve_app.shared import SharedStore
+from serve_app.traffic import Routed, Traffic
+from serve_app.v2 import add_v2
+from serve_app.work import Answered
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CARD: Final = "card"
+_CARD_WAIT_S: Final = 120.0
+_READY_WAIT_S: Final = 5.0
+_DRAW: Final = SystemRandom().random
+_MAX_SHADOWED: Final = 16  # requests that shadows work on; what comes then, they do not see
+
+
+def release_app(release_id: str) -> str:
+    """The name of the application that serves a release."""
+    return f"release-{release_id}"
+
+
+@dataclass(frozen=True)
+class _Routing:
+    """What is routed: by the name that the router's config gives a release."""
+
+    traffic: Traffic
+    answerers: Mapping[str, Answerer] = field(repr=False)
+
+    def pick(self, caller: Caller) -> Answerer:
+        return self.answerers[self.traffic.assign(caller.user, _DRAW())]
+
+    @property
+    def champion(self) -> Answerer:
+        return self.answerers[self.traffic.routed.champion]
+
+    @property
+    def shadows(self) -> Iterator[Answerer]:
+        return (self.answerers[name] for name in self.traffic.routed.shadow)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By release id, which a name such as `latest` is not."""
+        routed = self.traffic.routed.releases
+        return {self.answerers[name].release.id: weight for name, weight in routed.items()}
+
+
+class Router:
+    """An `api.Service` over one Answerer per release that is routed or shadowed."""
+
+    def __init__(self, args: RouterArgs) -> None:
+        self._args = args
+        settings = load_settings(args.home)
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._log = AuditLog(settings.audit_dir, f"router-{replica}")
+        self._journal = Journal(self._log)
+        self._key = load_key(settings.home / "audit.key", settings.audit_key)
+        self._store = _store(settings, self._key)
+        self._cache = make_cache(args.cache, self._key, self._store)
+        self._monitor = MonitorLink(settings)
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+        self._routing: _Routing | None = None
+        self._shadowed: set[asyncio.Task[None]] = set()
+        self._doors: dict[str, str] = {}
+        runner = RayRunner(settings.home, args.jobs)
+        self._jobs = Jobs(settings.home, self._champion_id, runner, args.jobs)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        settings, args = load_settings(self._args.home), self._args
+        keys = api_keys.Keys(settings.home / api_keys.FILE, settings.api_keys)
+        admission = Admission(
+            keys,
+            Rates(args.rates, settings.redis_url),
+            Abuse(args.abuse, self._monitor.abuse),
+        )
+        idempotency = Idempotency(args.idempotency, self._key, self._store)
+        api = create_api(self, admission=admission, idempotency=idempotency)
+        add_jobs(api, self._jobs, admission)
+        add_v2(api, self, admission)
+        return api
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Called by Serve with the `user_config`, at the start and at every change of it."""
+        routed = Routed.model_validate(user_config)
+        known = self._routing.answerers if self._routing else {}
+        made = {name: known.get(name) or await self._answerer(name) for name in routed.named}
+        is_first, self._routing = not known, _Routing(Traffic(routed, self._key), made)
+        if is_first:
+            await self._jobs.resume()
+        self._monitor.use(self._routing.champion.release.prices, self._routing.weights)
+
+    async def __del__(self) -> None:
+        """Called by Serve when this replica has drained: what is still on its way gets there."""
+        await self._journal.close()
+        await self._monitor.close()
+        await self._cache.close()
+        if self._store is not None:
+            await self._store.close()
+        self._log.close()
+
+    async def _answerer(self, name: str) -> Answerer:
+        card = await _within(_CARD_WAIT_S, _handle(name, CARD).describe.remote())
+        return Answerer(
+            self._served(name, card),
+            audit=self._journal,
+            emitter=self._monitor,
+            hash_text=TextHasher(self._key),
+            new_id=lambda: uuid.uuid4().hex,
+            clock=time.monotonic,
+            now=time.time,
+            pool=self._pool,
+            explore_share=self._args.explore_share,
+        )
+
+    def _served(self, name: str, card: Mapping[str, Any]) -> ServedRelease:
+        args = self._args
+        cloud_share = 1.0 - float(card["certificate"]["edge_share"]) + args.explore_share
+        return ServedRelease(
+            id=card["id"],
+            app=name,
+            policy=RouterPolicy.model_validate(card["policy"]),
+            prices=Prices.model_validate(card["prices"]),
+            labels=tuple(card["labels"]),
+            alternatives=tuple(map(Alternative.model_validate, card["alternatives"])),
+            edge=_gatherer(name, "edge", card, args.edge),
+            cloud=_gatherer(name, "cloud", card, args.cloud),
+            door=Door(
+                args.breaker.made(time.monotonic), args.budget.made(time.monotonic, cloud_share)
+            ),
+            cache=self._cache,
+            card=card,
+        )
+
+    def _routed(self) -> _Routing:
+        if self._routing is None:
+            raise ServiceError("No release is routed yet. Wait for /readyz.")
+        return self._routing
+
+    def _champion_id(self) -> str:
+        return self._routed().champion.release.id
+
+    # -- api.Service --
+
+    async def answer(
+        self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller
+    ) -> list[Answered]:
+        routing = self._routed()
+        answerer = routing.pick(caller)
+        answered = await answerer.answer(
+            texts, caller=caller, explain=explain, route_only=route_only
+        )
+        self._tell_door(answerer.release)
+        if not route_only:
+            for shadow in routing.shadows:
+                self._show(shadow, texts, answered)
+        return answered
+
+    def _show(self, shadow: Answerer, texts: Sequence[str], answered: Sequence[Answered]) -> None:
+        """Behind the answer's back; a shadow that cannot follow misses messages."""
+        if len(self._shadowed) >= _MAX_SHADOWED:
+            return
+        task = asyncio.get_running_loop().create_task(_quietly(shadow, texts, answered))
+        self._shadowed.add(task)
+        task.add_done_callback(self._shadowed.discard)
+
+    def _tell_door(self, release: ServedRelease) -> None:
+        if release.door.breaker is None:
+            return
+        state = release.door.breaker.state.value
+        if self._doors.get(release.id, "closed") != state:
+            log.warning("The circuit to the cloud of release %s is %s.", release.id, state)
+            self._doors[release.id] = state
+            self._monitor.state(release.id, state)
+
+    def labels(self) -> Sequence[str]:
+        """Of all routed releases: feedback may be on an answer of any."""
+        every = (answerer.release.labels for answerer in self._routed().answerers.values())
+        return tuple(dict.fromkeys(label for labels in every for label in labels))
+
+    async def feedback(self, answer_id: str, label: str) -> None:
+        record = FeedbackRecord(answer_id, time.time(), label)
+        await self._journal.append([record])
+        self._monitor.emit([record])
+
+    async def missing(self) -> list[str]:
+        """What keeps the service from being ready; empty if nothing does.
+
+        A replica joins only after its golden messages came out right, so that each tier answers
+        and that no replica is still coming up means that all of them have.
+        """
+        if self._routing is None:
+            return ["no release is routed yet"]
+        routing = self._routing
+        routed = [routing.answerers[name].release for name in routing.traffic.routed.releases]
+        found = await asyncio.gather(*map(_missing, routed))
+        return [problem for problems in found for problem in problems]
+
+    def release(self) -> Mapping[str, Any]:
+        """The champion's card, and what is routed beside it."""
+        routing = self._routed()
+        shadows = [shadow.release.id for shadow in routing.shadows]
+        routed = {"weights": routing.weights, "shadow": shadows}
+        return {**routing.champion.release.card, "routed": routed}
+
+    async def stats(self) -> Mapping[str, Any]:
+        return _json(await self._monitor.ask("snapshot"))
+
+    async def report(self) -> Mapping[str, Any]:
+        return _json(await self._monitor.ask("report"))
+
+    async def metrics(self) -> bytes:
+        return bytes(await self._monitor.ask("prometheus"))
+
+
+async def _quietly(shadow: Answerer, texts: Sequence[str], answered: Sequence[Answered]) -> None:
+    try:
+        await shadow.shadow(texts, answered)
+    except Exception as error:  # noqa: BLE001 - a shadow never troubles an answer
+        log.warning("The shadow %s saw nothing: %s.", shadow.release.id, type(error).__name__)
+
+
+async def _missing(release: ServedRelease) -> list[str]:
+    try:
+        held = await _within(_READY_WAIT_S, _handle(release.app, CARD).ready.remote())
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from answering is the answer
+        log.info("Not ready: %r", error)
+        return [f"release {release.id}: a tier does not answer within {_READY_WAIT_S:g} s"]
+    wanted = release.card["bundles"]
+    return [
+        f"release {release.id}: the {tier} holds another bundle than the policy's"
+        for tier in wanted
+        if held[tier] != wanted[tier]
+    ]
+
+
+def _store(settings: Settings, key: bytes) -> SharedStore | None:
+    return SharedStore(settings.redis_url, key) if settings.redis_url.get_secret_value() else None
+
+
+def _gatherer(name: str, role: Role, card: Mapping[str, Any], config: TierConfig) -> Gatherer:
+    return Gatherer(
+        Hop(call_of(_handle(name, role), card["bundles"][role])),
+        max_in_flight=config.max_in_flight,
+        max_batch=config.max_batch,
+        max_queued=config.max_queued,
+        max_wait_s=config.max_wait_s,
+        timeout_s=config.timeout_s,
+    )
+
+
+def _json(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json")
+
+
+def _handle(release: str, deployment: str) -> DeploymentHandle[Any]:
+    # Unchecked: in `serve deploy` both applications start at once, and a call on a handle waits
+    # until there is a replica.
+    return serve.get_deployment_handle(
+        deployment, app_name=release_app(release), _check_exists=False
+    )
+
+
+async def _within(timeout_s: float, response: Awaitable[T]) -> T:
+    async with asyncio.timeout(timeout_s):
+        return await response

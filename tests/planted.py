@@ -1,0 +1,408 @@
+"""Messages with invented personal data: (corpus, count, seed) -> Planted, the same every time.
+
+    DEV         looked at, failure by failure, while the detector was improved
+    HELD_OUT    (planted_held_out.py) other spellings, frames and carriers; for final figures only
+
+Nothing in it belongs to anyone: numbers are drawn at random under the rules of their kind, and
+e-mail domains are reserved ones or a provider's with a made-up mailbox. A spelling that no one
+would call fair to a pattern matcher is marked so and counted apart.
+"""
+
+import random
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from stdnum import iban, luhn
+
+
+@dataclass(frozen=True)
+class Value:
+    """Something invented, as written, and what of it must not survive masking.
+
+    Args:
+        digits: no four of these in a row may survive.
+        words: compact strings (letters and digits, case folded), none of which may survive.
+    """
+
+    text: str
+    digits: str = ""
+    words: tuple[str, ...] = ()
+
+
+Make = Callable[[random.Random], Value]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """One way to write one kind. `own` frames replace the frames of the kind."""
+
+    kind: str
+    name: str
+    make: Make
+    own: tuple[str, ...] = ()
+    fair: bool = True
+
+
+@dataclass(frozen=True)
+class Corpus:
+    spellings: tuple[Spelling, ...]
+    frames: Mapping[str, tuple[str, ...]]
+    carriers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A message, what was planted in it, and the rest of it."""
+
+    kind: str
+    spelling: str
+    fair: bool
+    text: str
+    value: Value
+    rest: str
+
+
+def plant(
+    corpus: Corpus, count: int, seed: int, carriers: Sequence[str] = (), fair: bool | None = None
+) -> Iterator[Planted]:
+    """`count` messages, spelling after spelling in turn, so that each has its share.
+
+    Args:
+        carriers: messages to plant in, in place of the corpus's own.
+        fair: only the fair spellings, or only the others.
+    """
+    rng = random.Random(seed)
+    chosen = [s for s in corpus.spellings if fair is None or s.fair == fair]
+    for number in range(count):
+        spelling = chosen[number % len(chosen)]
+        frame = rng.choice(spelling.own or corpus.frames[spelling.kind])
+        carrier = rng.choice(carriers or corpus.carriers)
+        yield _planted(rng, spelling, frame, carrier)
+
+
+def _planted(rng: random.Random, spelling: Spelling, frame: str, carrier: str) -> Planted:
+    value = spelling.make(rng)
+    layout = rng.choice(("{0} {1}", "{1} {0}", "{0}\n{1}", "{1}. {0}", "{1}"))
+    text = layout.format(carrier, frame.replace("{}", value.text))
+    rest = layout.format(carrier, frame.replace("{}", " "))
+    return Planted(spelling.kind, spelling.name, spelling.fair, text, value, rest)
+
+
+# ---- whether it survived ------------------------------------------------------------------------
+
+_WINDOW: Final = 4
+
+
+def digits_of(text: str) -> str:
+    """The digits of any script, in order, as ASCII."""
+    known = unicodedata.normalize("NFKC", text)
+    return "".join(str(unicodedata.decimal(c)) for c in known if c.isdecimal())
+
+
+def compact(text: str) -> str:
+    """Letters and digits only, case folded."""
+    known = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(
+        str(unicodedata.decimal(c)) if c.isdecimal() else c for c in known if c.isalnum()
+    )
+
+
+def needles(value: Value) -> tuple[str, ...]:
+    """Every compact string that betrays a value: its words, and its digits as a whole."""
+    return value.words + ((value.digits,) if value.digits else ())
+
+
+def survives(planted: Planted, masked: str) -> bool:
+    """Whether part of the value is left in the masked text that was not in the rest anyway."""
+    left, rest = digits_of(masked), digits_of(planted.rest)
+    digits = planted.value.digits
+    windows = {digits[i : i + _WINDOW] for i in range(max(0, len(digits) - _WINDOW + 1))}
+    if any(window in left and window not in rest for window in windows):
+        return True
+    left, rest = compact(masked), compact(planted.rest)
+    return any(word in left and word not in rest for word in planted.value.words)
+
+
+# ---- makers -------------------------------------------------------------------------------------
+
+
+def fill(rng: random.Random, pattern: str) -> str:
+    """`#` -> a digit, `%` -> 2-9, `@` -> a capital letter; the rest stays."""
+    drawn = {"#": "0123456789", "%": "23456789", "@": "ABCDEFGHJKLMNPRSTUVWXYZ"}
+    return "".join(rng.choice(drawn[c]) if c in drawn else c for c in pattern)
+
+
+def number(*patterns: str) -> Make:
+    """One of the patterns; its digits are the secret."""
+
+    def make(rng: random.Random) -> Value:
+        text = fill(rng, rng.choice(patterns))
+        return Value(text, digits_of(text))
+
+    return make
+
+
+_BRANDS: Final = (
+    ("4", 16), ("4", 16), ("51", 16), ("55", 16), ("2221", 16), ("2720", 16), ("34", 15),
+    ("37", 15), ("36", 14), ("301", 14), ("6011", 16), ("65", 16), ("3530", 16), ("62", 16),
+    ("5018", 16), ("6304", 19), ("4", 13),
+)  # fmt: skip
+
+
+def card_digits(rng: random.Random, length: int | None = None) -> str:
+    """A number that the checksum fits, of any brand or of those with that length."""
+    known = [brand for brand in _BRANDS if length in (None, brand[1])]
+    prefix, total = rng.choice(known)
+    body = prefix + fill(rng, "#" * (total - 1 - len(prefix)))
+    return body + str(luhn.calc_check_digit(body))
+
+
+def grouped(digits: str, separator: str, size: int = 4) -> str:
+    if len(digits) == 15 and size == 4:  # as printed on the card: 4-6-5
+        return separator.join((digits[:4], digits[4:10], digits[10:]))
+    return separator.join(digits[i : i + size] for i in range(0, len(digits), size))
+
+
+def card(separator: str, size: int = 4, length: int | None = None, zero: str = "0") -> Make:
+    """Args: zero: the first digit of the script that it is written in."""
+    table = {ord("0") + i: chr(ord(zero) + i) for i in range(10)}
+
+    def make(rng: random.Random) -> Value:
+        digits = card_digits(rng, length)
+        return Value(grouped(digits, separator, size).translate(table), digits)
+
+    return make
+
+
+def mistyped_card(separator: str) -> Make:
+    """The last digit is one too high."""
+
+    def make(rng: random.Random) -> Value:
+        right = card_digits(rng, 16)
+        digits = right[:-1] + str((int(right[-1]) + 1) % 10)
+        return Value(grouped(digits, separator), digits)
+
+    return make
+
+
+_BBANS: Final = {
+    "DE": "#" * 18, "GB": "@@@@" + "#" * 14, "FR": "#" * 10 + "#@#@#######" + "##",
+    "ES": "#" * 20, "IT": "@" + "#" * 22, "NL": "@@@@" + "#" * 10, "NO": "#" * 11, "CH": "#" * 17,
+    "SE": "#" * 20, "PL": "#" * 24, "BE": "#" * 12, "IE": "@@@@" + "#" * 14, "AT": "#" * 16,
+    "PT": "#" * 21, "DK": "#" * 14,
+}  # fmt: skip
+
+
+def iban_of(rng: random.Random, countries: Sequence[str]) -> str:
+    country = rng.choice(countries)
+    body = fill(rng, _BBANS[country])
+    return f"{country}{iban.calc_check_digits(f'{country}00{body}')}{body}"
+
+
+def an_iban(separator: str, countries: str, lower: bool = False) -> Make:
+    def make(rng: random.Random) -> Value:
+        known = iban_of(rng, countries.split())
+        text = grouped(known, separator)
+        return Value(text.lower() if lower else text, digits_of(known), (known.casefold(),))
+
+    return make
+
+
+def ssn_of(pattern: str) -> Make:
+    """`{a}`, `{g}`, `{s}`: area, group, serial."""
+
+    def make(rng: random.Random) -> Value:
+        area = rng.choice([a for a in range(1, 900) if a != 666])
+        digits = f"{area:03d}{rng.randint(1, 99):02d}{rng.randint(1, 9999):04d}"
+        return Value(pattern.format(a=digits[:3], g=digits[3:5], s=digits[5:]), digits)
+
+    return make
+
+
+def email(pattern: str, people: Sequence[str], hosts: Sequence[str]) -> Make:
+    """`{first}`, `{last}`, `{n}`, `{host}`, `{tld}`: no local part is a word of the carriers."""
+
+    def make(rng: random.Random) -> Value:
+        first, last = rng.choice(people).split()
+        host, _, tld = rng.choice(hosts).partition(".")
+        tag = str(rng.randint(10, 99))
+        parts = {"first": first, "last": last, "n": tag, "host": host, "tld": tld}
+        return Value(pattern.format(**parts), words=(compact(first), compact(last)))
+
+    return make
+
+
+def address(pattern: str, streets: Sequence[str], postcodes: Sequence[str] = ("",)) -> Make:
+    """`{no}`, `{street}`, `{code}`: house number, street name without its type, postcode."""
+
+    def make(rng: random.Random) -> Value:
+        street = rng.choice(streets)
+        house = str(rng.randint(2, 899))
+        code = fill(rng, rng.choice(postcodes))
+        text = fill(rng, pattern.format(no=house, street=street, code=code))
+        # A spelling without a street name (a postcode alone) must lose its postcode.
+        shown = ((street,) if "{street}" in pattern else ()) + ((code,) if code else ())
+        return Value(text, words=tuple(compact(part) for part in shown))
+
+    return make
+
+
+def birth_date(pattern: str) -> Make:
+    """`{d}`, `{m}`, `{month}`, `{y}`, `{yy}`."""
+
+    def make(rng: random.Random) -> Value:
+        day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(1931, 2007)
+        name = _MONTHS[month - 1]
+        text = pattern.format(d=f"{day:02d}", m=f"{month:02d}", month=name, y=year, yy=year % 100)
+        return Value(text, words=(compact(text),))
+
+    return make
+
+
+_MONTHS: Final = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+)  # fmt: skip
+
+
+# ---- the corpus to develop on -------------------------------------------------------------------
+
+_PEOPLE = ("marlon quigley", "tabitha oyelaran", "henrik vosloo", "priya natesan", "lukas brandl")
+_HOSTS = ("example.com", "example.org", "example.co.uk", "mail.example.net", "gmail.com")
+_US = ("Maple", "Old Mill", "Jefferson", "Birchwood", "Martin Luther King")
+_DE = ("Linden", "Goethe", "Garten", "Kirch")
+_FR = ("de la Fontaine", "Lafayette", "des Lilas")
+_GB_CODES = ("M# #AB", "LS## #QZ", "SW#A #AA", "EH# #YL", "B## #TT")
+_CARDS = (
+    ("plain", card("")), ("spaces", card(" ")), ("dashes", card("-")), ("dots", card(".")),
+    ("no-break spaces", card("\u00a0")), ("thin spaces", card("\u2009")),
+    ("en dashes", card("\u2013")), ("full width", card(" ", zero="\uff10")),
+    ("Arabic-Indic digits", card("", zero="\u0660")), ("line break", card("\n", 8, 16)),
+    ("then", card(" then ", 4, 16)), ("and then", card(", and then ", 4, 16)),
+    ("digit by digit", card(" ", 1)), ("mistyped, in groups", mistyped_card(" ")),
+)  # fmt: skip
+_IBANS = (
+    ("plain", an_iban("", "DE GB FR ES IT")), ("spaces", an_iban(" ", "DE GB NL NO CH")),
+    ("dashes", an_iban("-", "DE FR SE PL")), ("lower case", an_iban("", "DE GB IE AT", True)),
+    ("lower case, spaces", an_iban(" ", "GB ES BE", True)),
+    ("no-break spaces", an_iban("\u00a0", "DE IT PT DK")),
+)  # fmt: skip
+_SSN_NAMED = ("my ssn is {}", "SSN: {}", "my social security number is {}", "social security {}")
+_SSNS = (
+    ("dashes", ssn_of("{a}-{g}-{s}"), ()), ("spaces", ssn_of("{a} {g} {s}"), ()),
+    ("dots, named", ssn_of("{a}.{g}.{s}"), _SSN_NAMED),
+    ("plain, named", ssn_of("{a}{g}{s}"), _SSN_NAMED),
+    ("en dashes", ssn_of("{a}\u2013{g}\u2013{s}"), ()),
+)  # fmt: skip
+_EMAILS = (
+    ("plain", "{first}.{last}@{host}.{tld}"), ("plus tag", "{first}.{last}+{n}@{host}.{tld}"),
+    ("capitals", "{first}{last}{n}@{host}.{tld}"), ("subdomain", "{first}_{last}@eu.{host}.{tld}"),
+    ("at dot", "{first}.{last} at {host} dot {tld}"),
+    ("[at] [dot]", "{first}{last} [at] {host} [dot] {tld}"),
+    ("(at)", "{first}{last}(at){host}.{tld}"), ("spaced", "{first}{last} @ {host} . {tld}"),
+    ("dot in words", "{first} dot {last} at {host} dot {tld}"),
+    ("umlaut", "{first}.m\u00fcller.{last}@{host}.{tld}"),
+)  # fmt: skip
+_PHONES = (
+    ("US, dashes", number("202-555-01##", "415-555-01##")),
+    ("US, parentheses", number("(212) 555-01##")), ("US, dots", number("312.555.01##")),
+    ("US, plain", number("20255501##")), ("+1", number("+1 202 555 01##", "+1-415-555-01##")),
+    ("+44", number("+44 20 7946 0###", "+447700900###")), ("+49", number("+49 30 2345 6###")),
+    ("GB", number("020 7946 0###", "07700 900###", "07700900###")),
+    ("FR", number("06 12 34 ## ##")), ("DE", number("030 2345 67##", "0171 55501##")),
+    ("extension", number("(202) 555-01## ext. 204")),
+)  # fmt: skip
+_PHONE_CALLED = ("call me on {}", "my mobile is {}", "Tel: {}", "you can reach me at {}")
+_ADDRESSES = (
+    ("US street", address("{no} {street} Street", _US)),
+    ("US street, abbreviated", address("{no} {street} Ave.", _US)),
+    ("US, with city and ZIP", address("{no} {street} Rd, Springfield, IL {code}", _US, ["627##"])),
+    ("US, apartment", address("{no} {street} Blvd Apt 4B, Austin TX {code}", _US, ["787##"])),
+    ("US, lower case", address("{no} {street} lane", [name.lower() for name in _US])),
+    ("GB, with postcode", address("{no} {street} Road, Leeds {code}", _US, _GB_CODES)),
+    ("GB postcode", address("{code}", [""], _GB_CODES)),
+    ("DE", address("{street}stra\u00dfe {no}, {code} Berlin", _DE, ["10###"])),
+    ("DE, abbreviated", address("{street}str. {no} in {code} K\u00f6ln", _DE, ["50###"])),
+    ("FR", address("{no} rue {street}, {code} Paris", _FR, ["750##"])),
+)  # fmt: skip
+_BOX = ("PO Box ####", "P.O. Box ###", "po box ####")
+_ACCOUNTS = (
+    ("account number", number("%#######"), ("my account number is {}", "Account number: {}")),
+    ("acct", number("%########"), ("acct # {}", "acct no. {}", "a/c {}")),
+    ("account", number("%#######"), ("the money left account {} twice",)),
+    ("sort code", number("12-%#-##", "20##%#"), ("sort code {}", "my sort code is {}")),
+    ("routing", number("0%#######"), ("routing number {}", "ABA routing: {}")),
+    ("customer id", number("%####", "C-%######"), ("customer id {}", "my customer number is {}")),
+    ("policy", number("PL %####%", "AB-%#####"), ("policy number {}", "policy no {}")),
+)  # fmt: skip
+_DOCUMENTS = (
+    ("passport", number("X%######", "%########"), ("my passport number is {}", "passport no {}")),
+    ("licence", number("D%######-##"), ("driver's license number {}", "my licence number is {}")),
+)  # fmt: skip
+_BORN = ("I was born on {}", "date of birth: {}", "my dob is {}", "DOB {}")
+_BIRTHS = (
+    ("slashes", birth_date("{d}/{m}/{y}")), ("ISO", birth_date("{y}-{m}-{d}")),
+    ("in words", birth_date("{d} {month} {y}")), ("US, in words", birth_date("{month} {d}, {y}")),
+)  # fmt: skip
+_UNFAIR = (
+    Spelling("card", "letters for digits", lambda rng: _with_letters(rng), fair=False),
+    Spelling("phone", "seven digits, no context", number("555 01##"), ("so {} then",), fair=False),
+    Spelling(
+        "account", "no context", number("%#######"), ("it is {}", "{}, as I said"), fair=False
+    ),
+)
+
+
+def _with_letters(rng: random.Random) -> Value:
+    digits = card_digits(rng, 16)
+    return Value(digits.replace("0", "O").replace("1", "l"), digits)
+
+
+def _caps(spelling: str, make: Make) -> Make:
+    def upper(rng: random.Random) -> Value:
+        value = make(rng)
+        return Value(value.text.upper(), value.digits, value.words)
+
+    return upper if spelling == "capitals" else make
+
+
+DEV: Final = Corpus(
+    spellings=(
+        *(Spelling("card", name, make) for name, make in _CARDS),
+        Spelling(
+            "card", "mistyped, named", mistyped_card(""), ("my card number is {}", "card no: {}")
+        ),
+        *(Spelling("iban", name, make) for name, make in _IBANS),
+        *(Spelling("ssn", *row) for row in _SSNS),
+        *(
+            Spelling("email", name, _caps(name, email(pattern, _PEOPLE, _HOSTS)))
+            for name, pattern in _EMAILS
+        ),
+        *(Spelling("phone", name, make) for name, make in _PHONES),
+        Spelling("phone", "local, called one", number("555 01##", "555-01##"), _PHONE_CALLED),
+        *(Spelling("address", name, make) for name, make in _ADDRESSES),
+        Spelling("address", "PO box", number(*_BOX)),
+        *(Spelling("account", *row) for row in _ACCOUNTS),
+        *(Spelling("document", *row) for row in _DOCUMENTS),
+        *(Spelling("birth date", name, make, _BORN) for name, make in _BIRTHS),
+        *_UNFAIR,
+    ),
+    frames={
+        "card": ("my card is {}", "I paid with {}", "card {} was declined", "here: {}", "{}",
+                 "please block {} now", "it says {} exp 12/29 cvv 123", "({}) is the one"),
+        "iban": ("my IBAN is {}", "send it to {}", "{}", "pay {} please", "iban: {}, thanks"),
+        "ssn": ("my ssn is {}", "it's {}", "{}", "for verification: {}."),
+        "email": ("mail me at {}", "my email is {}", "{}", "write to {} please", "email: {}"),
+        "phone": ("call me on {}", "my number is {}", "{}", "ring {} after work", "tel. {}"),
+        "address": ("I live at {}", "my address is {}", "ship it to {}", "{}", "I moved to {}."),
+    },
+    carriers=(
+        "Hi there, my card has been declined twice today", "I want my money back",
+        "why has the transfer not arrived", "please help me with this", "thanks in advance",
+        "The parcel never came and nobody answers", "I can't log in any more",
+        "could you update my details", "this is the third time I ask", "HELLO???",
+        "I was charged 25 euros twice", "You are open 24/7, aren't you?", "ok",
+    ),
+)  # fmt: skip
