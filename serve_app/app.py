@@ -8,7 +8,6 @@ keeps every replica, and loads no model.
 """
 
 import asyncio
-from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,8 +28,11 @@ from serve_app.tiers import Tier
 ROUTER_APP: Final = "firstline-router"
 ROUTER: Final = "router"
 LATEST: Final = "latest"
+_ROUTERS: Final = 8  # that may ask a tier at once
 # An update starts as many new replicas as there are before it stops the old ones.
 _SURGE_PERCENT: Final = 100
+# A line per request and per call costs a tenth of a router's time; the audit log has them all.
+_LOGGING: Final = {"enable_access_log": False}
 
 
 class Card:
@@ -94,13 +96,15 @@ def _tier(
     deployed = serve.deployment(
         name=role,
         ray_actor_options=actor_options(role, cpus=config.cpus, by_label=config.by_label),
-        # The gatherers bound what is out; these hold even if there are many routers.
-        max_ongoing_requests=config.calls_per_replica,
-        max_queued_requests=2 * config.max_in_flight,
+        # The gatherers bound what is out. A replica that refused a call, because it had its share,
+        # would cost a pause and another hop; these hold even if there are many routers.
+        max_ongoing_requests=_ROUTERS * config.max_in_flight,
+        max_queued_requests=_ROUTERS * config.max_in_flight,
         health_check_period_s=10,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,
         max_surge_percent=_SURGE_PERCENT,
+        logging_config=_LOGGING,
         autoscaling_config={
             "min_replicas": config.min_replicas,
             "max_replicas": config.max_replicas,
@@ -111,7 +115,7 @@ def _tier(
             "metrics_interval_s": min(1.0, config.look_back_s / 2),
         },
     )(Tier)
-    return deployed.bind(str(path), sha256, threads=ceil(config.cpus), artifact=artifact)
+    return deployed.bind(str(path), sha256, threads=config.threads, artifact=artifact)
 
 
 def build_release(args: ReleaseArgs) -> serve.Application:
@@ -148,5 +152,6 @@ def build_router(args: RouterArgs) -> serve.Application:
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,
         max_surge_percent=_SURGE_PERCENT,
+        logging_config=_LOGGING,
     )(serve.ingress()(Router))
     return deployed.bind(args)

@@ -29,7 +29,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import ServiceError
-from cluster.files import read_json, write_json, write_text
+from cluster.files import read_json, write_json
 from cluster.processes import started
 from cluster.settings import Settings
 from serve_app.config import ServeConfig
@@ -279,6 +279,9 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": _DRAIN_S,
+        # Per request, a line from HAProxy to a Python process that counts it; ours are /metrics.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # Three missed checks and a new proxy: what a killed HAProxy costs.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",
         "RAY_SERVE_PROXY_GRACEFUL_SHUTDOWN_TIMEOUT_S": "1",
@@ -302,7 +305,8 @@ def write_error_page(haproxy_dir: Path) -> None:
         "Retry-After: 1",
         "Connection: close",
     ]
-    write_text(haproxy_dir / _ERROR_PAGE, "\r\n".join([*lines, "", body]))
+    for page in haproxy_dir.glob(f"*/{_ERROR_PAGE}"):  # below the node's id
+        page.write_text("\r\n".join([*lines, "", body]), newline="")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from cluster.errors import BundleError
 from serve_app.contracts import Prediction
@@ -17,15 +17,20 @@ from serve_app.model import TierModel
 
 T = TypeVar("T")
 
+_SHORTEST_PART: Final = 4  # messages
+
 
 class Tier:
-    """The replica. ONNX Runtime runs in as many threads as the replica has CPUs, never on the
-    event loop, on which Serve's throughput mode also answers health checks.
+    """The replica. ONNX Runtime never runs on the event loop, on which Serve's throughput mode
+    also answers health checks.
+
+    Args:
+        threads: of lists and their parts. One message at a time is exact (classifier.py), so CPUs
+            are used by messages side by side, not inside one.
     """
 
     def __init__(self, path: str, sha256: str, threads: int, artifact: str) -> None:
-        # One message at a time is exact (classifier.py), so CPUs are used by messages side by
-        # side, not inside one.
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx")
         # A health check must not wait behind a long list, or Serve replaces a healthy replica.
         self._health = ThreadPoolExecutor(1, thread_name_prefix="health")
@@ -51,7 +56,10 @@ class Tier:
                 f"{sha256[:12]}: the application was redeployed under it. Deploy the router again."
             )
         deadline_s = time.monotonic() + budget_s
-        return await self._off_loop(self._predict, texts, deadline_s)
+        parts = await asyncio.gather(
+            *(self._off_loop(self._predict, part, deadline_s) for part in self._parts(texts))
+        )
+        return [answer for part in parts for answer in part]
 
     async def ready(self) -> str:
         """The hash of the bundle. That a replica answers at all means its golden messages fit."""
@@ -60,6 +68,12 @@ class Tier:
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising makes it replace the replica."""
         await asyncio.get_running_loop().run_in_executor(self._health, self._model.check)
+
+    def _parts(self, texts: list[str]) -> list[list[str]]:
+        """As equal as can be, one per thread, none too short to be worth handing over."""
+        count = max(1, min(self._threads, len(texts) // _SHORTEST_PART))
+        size = -(-len(texts) // count)
+        return [texts[start : start + size] for start in range(0, len(texts), size)]
 
     def _predict(self, texts: list[str], deadline_s: float) -> list[Prediction | None]:
         if time.monotonic() > deadline_s:
