@@ -39,6 +39,9 @@ class TierConfig(_Model):
     calls_per_replica: int = Field(
         2, ge=1, description="lists a replica holds: one runs, one waits"
     )
+    worth_a_call: int = Field(
+        16, ge=0, description="messages that wait for each list out before another leaves"
+    )
     max_batch: int = Field(64, ge=1, description="messages per list")
     max_queued: int = Field(2048, ge=MAX_TEXTS, description="messages waiting in a router")
     max_wait_s: float = Field(0.4, gt=0, description="with more ahead, a request is refused")

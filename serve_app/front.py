@@ -291,6 +291,7 @@ def _gatherer(name: str, role: Role, card: Mapping[str, Any], config: TierConfig
         max_batch=config.max_batch,
         max_queued=config.max_queued,
         max_wait_s=config.max_wait_s,
+        worth_a_call=config.worth_a_call,
         timeout_s=config.timeout_s,
     )
 

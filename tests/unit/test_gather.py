@@ -501,3 +501,14 @@ def test_free_slots_show_what_a_tier_can_do_at_least() -> None:
     rate.finished(200, 1.0, 9.0)
     assert rate.per_s is not None
     assert rate.per_s > 150
+
+
+async def test_beside_a_call_that_is_out_only_what_is_worth_a_hop_leaves() -> None:
+    tier = FakeTier()
+    gatherer = make(tier, max_in_flight=3, max_batch=8, worth_a_call=2)
+    tasks = [asyncio.create_task(gatherer([text])) for text in "abcdef"]
+    await settle()
+    assert tier.lists == [["a"], ["b", "c"]], "two calls are out, and four are not waiting"
+    tier.open.set()
+    answers = await asyncio.gather(*tasks)
+    assert [one[0] for one in answers] == [said(text) for text in "abcdef"]
