@@ -76,6 +76,7 @@ class AnswerOut(_Model):
     latency_ms: float = Field(description="until this text's answer was known to the router")
     release: str
     degraded: bool = Field(description="the cloud should have answered, and could not")
+    cached: bool = Field(description="given before to the same text; free")
     explanation: Explanation | None = Field(None, description="absent unless asked for")
 
 
@@ -129,6 +130,7 @@ def answer_json(answered: Answered) -> dict[str, Any]:
         "latency_ms": answered.latency_ms,
         "release": answered.release,
         "degraded": answered.degraded,
+        "cached": answered.cached,
     }
     if answered.explanation is not None:
         value["explanation"] = answered.explanation.model_dump(mode="json")

@@ -62,6 +62,7 @@ class Answer(TypedDict):
     latency_ms: float
     release: str
     degraded: bool
+    cached: bool
     explanation: NotRequired[Mapping[str, Any]]
 
 

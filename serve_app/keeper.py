@@ -269,7 +269,7 @@ def token_in_use(settings: Settings) -> Path | None:
 
 def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
     """HAProxy's files and side ports, apart from those of any other cluster on the machine."""
-    stats, metrics = _free_ports(2)
+    stats, metrics, http, grpc = _free_ports(4)
     return {
         _MARKER: str(haproxy_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy_dir / "admin.sock"),
@@ -278,6 +278,10 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy_dir / "metrics.sock"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        # HAProxy sends here what no router of ours takes. By default it is one port for all
+        # clusters of a machine, so that another service answered, and audited it in its own log.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": _DRAIN_S,
         # Per request, a line from HAProxy to a Python process that counts it; ours are /metrics.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",

@@ -32,7 +32,7 @@ from tests.toys import message, traffic
 
 CONNECTIONS: Final = 20
 # `make chaos` leaves it; a first look may set it lower.
-SECONDS: Final = float(os.environ.get("FIRSTLINE_CHAOS_SECONDS", "60"))
+SECONDS: Final = float(os.environ.get("CHAOS_SECONDS", "60"))
 POISON: Final = "friendly"  # the toy cloud answers NaN to it
 _TEXTS: Final = 5000
 _CALM_S: Final = 60.0
@@ -60,7 +60,7 @@ class Stage:
 
     def tier(self, role: str) -> str:
         """What the processes of a tier are called."""
-        return rf"^ray::ServeReplica:release-\w+:{role}"
+        return rf"^ray::ServeReplica:release-[\w-]+:{role}"
 
     def pids(self, title: str) -> list[int]:
         """The processes of this service, and no other's, that are called so."""

@@ -1,7 +1,7 @@
 """Under fire: 20 connections for a minute each, a fault in the middle, and what the clients saw.
 
     make chaos                                  writes .firstline/bench/chaos.json
-    FIRSTLINE_CHAOS_SECONDS=15 make chaos       for a shorter look
+    CHAOS_SECONDS=15 make chaos       for a shorter look
 
 Always: no wrong answer, and none that a client holds is missing from the audit log. Most faults may
 not cost a request; what the others may cost stands in their test.

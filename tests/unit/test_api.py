@@ -134,7 +134,7 @@ async def test_an_answer_has_exactly_the_promised_fields(service: StubService) -
     first, second = response.json()["answers"]
     assert set(first) == {
         "id", "label", "confidence", "route", "reason", "cost_usd", "latency_ms", "release",
-        "degraded",
+        "degraded", "cached",
     }  # fmt: skip
     assert first["id"] != second["id"]
 
