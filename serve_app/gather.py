@@ -199,7 +199,9 @@ class Gatherer:
                 f"{self._queued} messages are waiting and {count} more came; at most "
                 f"{self._max_queued} may wait. Try again in a moment, with shorter lists."
             )
-        if (per_s := self._rate.per_s) is None:
+        # One call's worth may always wait: a replica that died stands still for seconds, which says
+        # nothing about the one that takes its place.
+        if self.waiting < self._max_batch or (per_s := self._rate.per_s) is None:
             return
         ahead = self._ahead(count)
         wait_s, limit_s = ahead / per_s, min(limit_s, self._max_wait_s)
