@@ -19,12 +19,13 @@ from typing import Any, Final
 import numpy as np
 
 from cluster.connect import connected
+from cluster.errors import CertifyError
 from cluster.progress import stage
 from cluster.settings import load_settings
 from serve_app.classifier import OnnxClassifier
 from serve_app.contracts import Message, Prediction
 from serve_app.cost import Prices
-from serve_app.policy import RouterPolicy, decide
+from serve_app.policy import ALWAYS_CLOUD, RouterPolicy, decide
 from serve_app.scores import MaxProbability
 from tests.bench import certificates
 from tests.bench.edge import train
@@ -100,23 +101,39 @@ def tables(dataset: Dataset, pairs: Sequence[Any], work: Path) -> list[Tables]:
 # ---- coverage -----------------------------------------------------------------------------------
 
 
-def as_released(made: Tables, risk: float) -> Coverage:
-    """What the release does to `test`."""
-    policy, shape, _ = made.policy(risk)
+@dataclass(frozen=True)
+class Chosen:
+    """What is released at a risk. No policy: none could be certified on so few rows."""
+
+    policy: RouterPolicy | None
+    shape: Shape
+    scorer: str
+
+    @classmethod
+    def of(cls, made: Tables, risk: float) -> "Chosen":
+        try:
+            return cls(*made.policy(risk))
+        except CertifyError as error:
+            print(f"at {risk:.0%}: {error}")
+            return cls(None, _PLAIN, "none certified")
+
+
+def as_released(made: Tables, chosen: Chosen, risk: float) -> Coverage:
+    """What the release does to `test`; without one, the cloud answers everything."""
     test = made.of["test"]
-    seen = evaluate(policy, test, Prices())
+    seen = evaluate(chosen.policy or ALWAYS_CLOUD, test, Prices())
     thresholds = Candidate("", _PLAIN, made.of["tune"], None).thresholds
     return Coverage(
-        ours=seen.edge_share,
-        hindsight=_hindsight(shape, test, risk),
+        ours=seen.edge_share if chosen.policy else 0.0,
+        hindsight=_hindsight(chosen.shape, test, risk),
         plain=_certified(_PLAIN, thresholds, made.of["certify"], test, risk)[0],
-        risk=seen.risk,
+        risk=seen.risk if chosen.policy else 0.0,
     )
 
 
-def redrawn(made: Tables, risk: float, dice: np.random.Generator) -> list[Coverage]:
+def redrawn(made: Tables, chosen: Chosen, risk: float, dice: np.random.Generator) -> list[Coverage]:
     """The same on other draws of which rows certify and which are tested."""
-    _, shape, scorer = made.policy(risk)
+    shape, scorer = chosen.shape, chosen.scorer
     tune, rows = made.of["tune"], made.of["certify"].rows
     ours = Candidate("", shape, tune, made.pool.get(scorer)).thresholds
     plain = Candidate("", _PLAIN, tune, None).thresholds
@@ -174,12 +191,16 @@ def _together(one: Table, other: Table) -> Table:
 def coverage_rows(name: str, made: Sequence[Tables], notes: dict[str, object]) -> Iterator[Row]:
     dice = np.random.default_rng(0)
     for risk, must in MUST.items():
-        here = [as_released(one, risk) for one in made]
-        draws = [coverage for one in made for coverage in redrawn(one, risk, dice)]
+        chosen = [Chosen.of(one, risk) for one in made]
+        both = list(zip(made, chosen, strict=True))
+        here = [as_released(one, released, risk) for one, released in both]
+        draws = [found for one, released in both for found in redrawn(one, released, risk, dice)]
         notes[f"{name} {risk:g}"] = {
-            "scorers": [one.policy(risk)[2] for one in made],
+            "scorers": [one.scorer for one in chosen],
             "released": [vars(one) for one in here],
-            "redraws_over_hindsight_5_50_95": _spread([d.ours / d.hindsight for d in draws]),
+            "redraws_over_hindsight_5_50_95": _spread(
+                [d.ours / d.hindsight for d in draws if d.hindsight]
+            ),
             "redraws_over_plain_5_50_95": _spread([d.ours / d.plain for d in draws if d.plain]),
             "redraws_over_plain_mean_and_error": _mean(draws),
             "redraws_that_broke_the_promise": sum(d.risk >= risk for d in draws) / len(draws),
@@ -214,7 +235,7 @@ def speed_rows(made: Tables) -> Iterator[Row]:
     """Policies per second, by a curve and one by one; and one decision."""
     table = made.of["tune"]
     table = table.of(np.random.default_rng(0).integers(0, table.rows, 2000))
-    shape = made.policy(0.02)[1]
+    shape = Chosen.of(made, 0.02).shape
     fast, slow = [], []
     for _ in range(_REPEATS):
         fast.append(_per_second(lambda: curve(shape, table).thresholds.size))
@@ -279,7 +300,7 @@ def peer_rows(
     traces = [made.of[split] for split in SPLITS[:-1]]
     texts = [text for split in SPLITS[:-1] for text in dataset.texts(split)]
     test = made.of["test"]
-    shape = made.policy(0.02)[1]
+    shape = Chosen.of(made, 0.02).shape
     seen = Seen(
         texts,
         np.concatenate([one.edge_label for one in traces]),
@@ -287,7 +308,7 @@ def peer_rows(
     )
     score = trusts(shape, test).copy()
     score[test.pinned] = np.inf
-    ours = Ours(score, lambda risk: evaluate(made.policy(risk)[0], test, Prices()).edge_share)
+    ours = Ours(score, lambda risk: as_released(made, Chosen.of(made, risk), risk).ours)
     rows, about = peers(
         name, seen, Seen(dataset.texts("test"), test.edge_label, test.cloud_label), ours, home
     )
