@@ -63,7 +63,7 @@ bench-serve: setup
 	$(BIN)/python -m tests.bench.serve $(if $(DATA),--data $(DATA)) $(if $(TEXT),--text $(TEXT)) $(if $(EDGE),--edge $(EDGE) --cloud $(CLOUD)) $(if $(SERVED),--home $(SERVED))
 
 bench-score: setup
-	$(BIN)/python -m tests.bench.score $(if $(EDGE),--edge $(EDGE) --cloud $(CLOUD)) $(if $(DATA),--texts $(DATA)) $(if $(TEXT),--text-column $(TEXT))
+	$(BIN)/python -m tests.bench.score $(if $(EDGE),--edge $(EDGE) --cloud $(CLOUD)) $(if $(DATA),--texts $(DATA))
 
 bench-guard: setup
 	$(BIN)/python -m tests.bench.guard $(if $(DATA),--data $(DATA)) $(if $(TEXT),--text $(TEXT))

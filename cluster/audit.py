@@ -73,7 +73,8 @@ class AuditRecord:
     the chance with which the rule that ran takes the route that was taken: below 1 only where the
     service explores. `cached`: no model ran; route and reason are those of the same text before,
     and it cost nothing. `shadow_of` is the id of the answer whose message this release saw too,
-    without answering it; None for an answer.
+    without answering it; None for an answer. `offline`: a row of a job, which the monitor passes
+    over.
     """
 
     id: str
@@ -94,6 +95,7 @@ class AuditRecord:
     degraded: bool
     cached: bool = False
     shadow_of: str | None = None
+    offline: bool = False
 
     def to_json(self) -> str:
         """One line of strict JSON; NaN and infinities become the strings that `float()` reads."""
@@ -198,6 +200,7 @@ _ANSWER_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "degraded": _flag,
     "cached": _flag,
     "shadow_of": _text_or_none,
+    "offline": _flag,
 }
 _FEEDBACK_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "id": _text,

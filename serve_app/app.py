@@ -144,7 +144,8 @@ def build_router(args: RouterArgs) -> serve.Application:
     deployed = serve.deployment(
         name=ROUTER,
         num_replicas=args.routers,
-        ray_actor_options={"num_cpus": args.router_cpus},
+        # It sees messages before the guard has, so it stays where the edge may run.
+        ray_actor_options=actor_options("edge", cpus=args.router_cpus, by_label=args.edge.by_label),
         # Serve would answer in a shape of its own beyond a bound; ours are the gatherers' queues
         # and the bytes held (api.py), which refuse in the one shape.
         max_ongoing_requests=4096,

@@ -242,9 +242,16 @@ class EscalationBudget:
         if self._max_per_min is not None:
             allowed = min(allowed, max(0, self._max_per_min - self._used.total(now_s)))
         self._tokens -= allowed
-        self._used.add(allowed, now_s)
+        if self._max_per_min is not None:
+            self._used.add(allowed, now_s)
         self.refused += wanted - allowed
         return allowed
+
+    def give_back(self, count: int) -> None:
+        """Of what was taken, and then did not go."""
+        self._tokens += count
+        if self._max_per_min is not None:
+            self._used.add(-count, self._clock())
 
     def _fill(self, seen: int, now_s: float) -> None:
         self._seen.add(seen, now_s)

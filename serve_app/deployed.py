@@ -162,8 +162,10 @@ def not_ready(info: ServiceInfo) -> list[str]:
         answer = httpx.get(f"{info.url}/readyz", timeout=_HTTP_WAIT_S, trust_env=False)
         if answer.is_success:
             return []
-        return [str(detail["problem"]) for detail in answer.json()["error"]["details"]]
-    except (httpx.HTTPError, ValueError, KeyError) as error:
+        error = answer.json()["error"]
+        # HAProxy's own page, where no router is left, has no details.
+        return [str(one["problem"]) for one in error["details"]] or [str(error["message"])]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         return [f"{info.url}/readyz does not answer ({type(error).__name__})"]
 
 
@@ -201,15 +203,26 @@ def connected(settings: Settings, info: ServiceInfo) -> Iterator[None]:
 
 
 def shut_down() -> None:
-    """Serve first, so that HAProxy ends with its manager; then Ray."""
+    """Jobs, then Serve, so that HAProxy ends with its manager; then Ray."""
     import ray
     from ray import serve
 
     if not ray.is_initialized():
         return
+    _stop_jobs()
     with contextlib.suppress(Exception):
         serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
+
+
+def _stop_jobs() -> None:
+    """So that a job that runs goes on with the next service, and is not taken for broken."""
+    import ray
+
+    with contextlib.suppress(Exception):  # there is none, or it does not answer
+        jobs = ray.get_actor(JOBS_ACTOR, NAMESPACE)
+        _get(jobs.stop.remote(), _STOP_JOBS_S)
+        ray.kill(jobs)
 
 
 def leave_cluster(settings: Settings, info: ServiceInfo) -> None:
@@ -225,9 +238,6 @@ def leave_cluster(settings: Settings, info: ServiceInfo) -> None:
         ]
         for name in ours:
             serve.delete(name)
-        with contextlib.suppress(ValueError, ServiceError):
-            jobs = ray.get_actor(JOBS_ACTOR, NAMESPACE)
-            _get(jobs.stop.remote(), _STOP_JOBS_S)
-            ray.kill(jobs)
+        _stop_jobs()
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(ACTOR_NAME, NAMESPACE))

@@ -34,6 +34,8 @@ class Door:
             allowed = max(0, self.budget.take(seen, must + wanted) - must)
         # Asked last, since a yes may be one of the breaker's few probes.
         if allowed and self.breaker is not None and not self.breaker.allow():
+            if self.budget is not None:
+                self.budget.give_back(allowed)
             return 0, RouteReason.CIRCUIT_OPEN
         return allowed, RouteReason.CLOUD_CAPPED
 

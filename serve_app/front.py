@@ -9,9 +9,10 @@ requests in flight finish on what they began with.
 
 import asyncio
 import logging
+import math
 import time
 import uuid
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import SystemRandom
@@ -58,6 +59,7 @@ T = TypeVar("T")
 CARD: Final = "card"
 _CARD_WAIT_S: Final = 120.0
 _READY_WAIT_S: Final = 5.0
+_LOOK_EVERY_S: Final = 0.5
 _DRAW: Final = SystemRandom().random
 _MAX_SHADOWED: Final = 16  # requests that shadows work on; what comes then, they do not see
 
@@ -109,6 +111,8 @@ class Router:
         self._routing: _Routing | None = None
         self._shadowed: set[asyncio.Task[None]] = set()
         self._doors: dict[str, str] = {}
+        self._looking, self._looked_s = asyncio.Lock(), -math.inf
+        self._missing: list[str] = []
         runner = RayRunner(settings.home, args.jobs)
         self._jobs = Jobs(settings.home, self._champion_id, runner, args.jobs)
 
@@ -132,8 +136,9 @@ class Router:
         known = self._routing.answerers if self._routing else {}
         made = {name: known.get(name) or await self._answerer(name) for name in routed.named}
         is_first, self._routing = not known, _Routing(Traffic(routed, self._key), made)
+        self._looked_s = -math.inf
         if is_first:
-            await self._jobs.resume()
+            self._behind(self._jobs.resume())
         self._monitor.use(self._routing.champion.release.prices, self._routing.weights)
 
     async def __del__(self) -> None:
@@ -206,7 +211,11 @@ class Router:
         """Behind the answer's back; a shadow that cannot follow misses messages."""
         if len(self._shadowed) >= _MAX_SHADOWED:
             return
-        task = asyncio.get_running_loop().create_task(_quietly(shadow, texts, answered))
+        self._behind(_quietly(shadow, texts, answered))
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs it behind the answers' back."""
+        task = asyncio.get_running_loop().create_task(work)
         self._shadowed.add(task)
         task.add_done_callback(self._shadowed.discard)
 
@@ -237,10 +246,16 @@ class Router:
         """
         if self._routing is None:
             return ["no release is routed yet"]
-        routing = self._routing
-        routed = [routing.answerers[name].release for name in routing.traffic.routed.releases]
-        found = await asyncio.gather(*map(_missing, routed))
-        return [problem for problems in found for problem in problems]
+        async with self._looking:  # whoever asks, and however often, the tiers are asked twice a s
+            if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+                routing = self._routing
+                names = routing.traffic.routed.releases
+                routed = [routing.answerers[name].release for name in names]
+                found = await asyncio.gather(*map(_missing, routed))
+                self._missing = [problem for problems in found for problem in problems]
+                if routing is self._routing:  # else it is an answer about what was routed before
+                    self._looked_s = time.monotonic()
+            return self._missing
 
     def release(self) -> Mapping[str, Any]:
         """The champion's card, and what is routed beside it."""

@@ -187,6 +187,8 @@ class Runner:
                 self._swept(running=job.id)
         if process.returncode == 0:
             self._end(job, JobState.DONE)
+        elif process.returncode < 0:  # killed: nothing is wrong with the job itself
+            self._store.update(job.model_copy(update={"state": JobState.QUEUED, "pid": None}))
         else:
             self._end(job, JobState.FAILED, self._told(job))
 
@@ -202,7 +204,8 @@ class Runner:
         told = [line.removeprefix(_ERROR_MARK) for line in lines if line.startswith(_ERROR_MARK)]
         if not told:
             return "It broke. The operator finds the cause in the job's log."
-        shown = told[-1].replace(str(self._store.folder(job.id)), "job")
+        # A file without a header line would have its first message quoted as the columns found.
+        shown = told[-1].split(" Found: ")[0].replace(str(self._store.folder(job.id)), "job")
         return shown.replace(str(self._home), "home")
 
 

@@ -10,6 +10,7 @@ Routers create jobs and mark them cancelled; the one runner does all the rest. F
 owner's eyes only (0700, files 0600).
 """
 
+import contextlib
 import json
 import os
 import re
@@ -132,7 +133,8 @@ class JobStore:
 
     def cancel(self, job: Job) -> None:
         """Marks it; whoever runs it stops it and removes it."""
-        (self.folder(job.id) / _CANCELLED).touch(mode=0o600)
+        with contextlib.suppress(FileNotFoundError):  # gone already
+            (self.folder(job.id) / _CANCELLED).touch(mode=0o600)
 
     def remove(self, job: Job) -> None:
         shutil.rmtree(self.folder(job.id), ignore_errors=True)
@@ -164,10 +166,13 @@ class JobStore:
         if "\0" in name or name.startswith("/") or not parts or ".." in parts:
             raise refusal
         path = self._home / INBOX
-        for part in parts:
-            path = path / part
-            if path.is_symlink():
+        try:
+            for part in parts:
+                path = path / part
+                if path.is_symlink():
+                    raise refusal
+            if not path.is_file() or path.suffix.lower() not in SUFFIXES:
                 raise refusal
-        if not path.is_file() or path.suffix.lower() not in SUFFIXES:
-            raise refusal
+        except OSError:  # a name longer than the file system takes, or a folder that is closed
+            raise refusal from None
         return path

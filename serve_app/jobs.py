@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 MAX_TEXTS: Final = 10_000
 RETRY_AFTER_S: Final = 30
 _LINES: Final = 256  # of results that are sent at a time
-_Column = Annotated[str, Field(min_length=1, max_length=200)]
+_Column = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 
 
 class _Model(BaseModel):
@@ -61,7 +61,9 @@ class JobIn(_Model):
         description="instead: a CSV, JSONL or Parquet file, by its path below the service's inbox",
     )
     text_column: _Column = Field("text", description="of the file")
-    id_column: _Column | None = Field(None, description="of the file; its values come back")
+    id_column: _Column | None = Field(
+        None, description="of the file; its values come back, personal data masked"
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "JobIn":
@@ -123,7 +125,7 @@ class Jobs:
 
     async def resume(self) -> None:
         """Has the runner go on with what an earlier service left; call it once at the start."""
-        if any(not job.state.is_over for job in await asyncio.to_thread(self._store.all)):
+        if await asyncio.to_thread(self._store.all):  # the finished ones are removed in time
             await self._poke()
 
     async def create(self, owner: str, asked: JobIn) -> JobOut:
@@ -268,6 +270,8 @@ def add_jobs(api: FastAPI, jobs: Jobs, admission: Admission) -> None:
         summary="Score up to 10,000 texts, or a file of the inbox, in the background",
     )
     async def create(body: JobIn, caller: Known) -> Response:
+        if body.texts:
+            await admission.take_texts(caller, body.texts)
         made = await jobs.create(caller.key, body)
         where = {"Location": f"/v1/jobs/{made.id}"}
         return JSONResponse(made.model_dump(mode="json"), 202, where)

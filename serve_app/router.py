@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 # Preparing and deciding take about a microsecond per 10 characters; more than this leaves the loop.
 _INLINE_CHARS: Final = 4_000
 _DRAW: Final = SystemRandom().random  # has no state that a fork or a thread could share
+# Of a deadline, kept for the edge's answer to go out in if the cloud has none.
+_RESERVE: Final = 0.2
 _ANYONE: Final = Caller()
 
 Prepare = Callable[[str], Message]
@@ -313,7 +315,7 @@ class Answerer:
             raise AssertionError("a pinned message was about to leave the edge")
         texts = [work.message.text for work in works]
         try:
-            outcomes = await self.release.cloud(texts, timer.left_s())
+            outcomes = await self.release.cloud(texts, timer.left_s(reserve=_RESERVE))
         except OverloadedError as error:
             outcomes = [error] * len(texts)
         self.release.door.judge(outcomes)

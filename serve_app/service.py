@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +67,7 @@ from serve_app.traffic import ADAPT_EVERY_S, Routed, adapted
 
 log = logging.getLogger(__name__)
 
+_LET_GO_S: Final = 5.0  # requests that began on a release end on it
 WAIT_S: Final = 180.0
 _ADAPT_WAIT_S: Final = 15.0  # less than `stop` waits before it kills
 
@@ -285,14 +287,14 @@ def _route(
 ) -> ServiceInfo:
     for release_id in routed.named:
         load_release(settings, release_id)
-    if (routed, champion) == (info.routed, info.release):
-        return info
     previous = info.previous if champion == info.release else info.release
     moved = info.model_copy(update={"release": champion, "routed": routed, "previous": previous})
     with connected(settings, info):
         _bring_up(settings, info, moved, wait_s)
+        write_info(settings, moved)
+        if set(info.up) - set(moved.up):
+            time.sleep(_LET_GO_S)
         deploy(settings, moved.config, moved.up, routed)
-    write_info(settings, moved)
     return moved
 
 
@@ -308,8 +310,9 @@ def _bring_up(settings: Settings, info: ServiceInfo, moved: ServiceInfo, wait_s:
         deploy(settings, info.config, both, moved.routed)
         wait_running(ROUTER_APP, wait_s)
         wait_ready(moved, wait_s)
-    except ServiceError:
-        deploy(settings, info.config, info.up, info.routed)
+    except BaseException:  # Ctrl-C too: what runs must be what service.json says
+        with contextlib.suppress(Exception):  # the first cause is the one to tell
+            deploy(settings, info.config, info.up, info.routed)
         raise
 
 

@@ -88,6 +88,8 @@ class Windows:
         for record in records:
             if isinstance(record, FeedbackRecord):
                 self._judge(record)
+            elif record.offline:
+                continue
             elif record.shadow_of is None:
                 self._add(record)
             else:

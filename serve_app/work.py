@@ -43,10 +43,12 @@ class Timer:
     def ms(self) -> float:
         return 1000.0 * (self.clock() - self.start)
 
-    def left_s(self) -> float | None:
+    def left_s(self, reserve: float = 0.0) -> float | None:
+        """Args: reserve: the share of it that is held back, 50 ms at most."""
         if self.deadline_s is None:
             return None
-        return max(0.0, self.deadline_s - (self.clock() - self.start))
+        left_s = max(0.0, self.deadline_s - (self.clock() - self.start))
+        return left_s - min(0.05, reserve * left_s)
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +140,7 @@ class Clerk:
     keeps_random: bool
     hash_text: Callable[[str], str]
     now: Callable[[], float]
+    offline: bool = False
 
     def record(self, work: Work, answer: Answered, shadow_of: str | None = None) -> AuditRecord:
         known = work.cached or work.decision
@@ -160,6 +163,7 @@ class Clerk:
             degraded=answer.degraded,
             cached=answer.cached,
             shadow_of=shadow_of,
+            offline=self.offline,
         )
 
     def signals(self, decision: Decision | None) -> Mapping[str, float]:

@@ -29,7 +29,8 @@ class Ledger:
         policy = policy_of(release)
         key = load_key(settings.home / "audit.key", settings.audit_key)
         uses_random = "random" in policy.score.uses
-        self._clerk = Clerk(policy.threshold, uses_random, TextHasher(key), time.time)
+        hasher = TextHasher(key)
+        self._clerk = Clerk(policy.threshold, uses_random, hasher, time.time, offline=True)
         self._log = AuditLog(settings.audit_dir, f"score-{os.getpid()}")
         self._release, self._out = release.id, out
         self._prices = Prices.model_validate(release.prices)

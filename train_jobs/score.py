@@ -158,6 +158,9 @@ class Scorer:
             )
 
     def _score(self, file: str, rows: Sequence[Row], parts: Parts) -> None:
+        if self._ledger is not None:  # a service's job: what comes out of it, its guard has seen
+            for row in rows:
+                row.id = prepare(row.id).text if row.id is not None else None
         messages = [message for row in rows if (message := _message(row)) is not None]
         works = iter(self._pair.answer(messages) if messages else ())
         found = [(row, next(works) if row.problem is None else None) for row in rows]

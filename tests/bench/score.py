@@ -174,8 +174,10 @@ def _resident_mb(pid: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--edge", type=Path, required=True, help="a bundle")
-    parser.add_argument("--cloud", type=Path, required=True, help="a bundle")
+    pair = load_settings().home / "bench" / "edge-samples"
+    parser.add_argument("--edge", type=Path, default=pair / "seed-0" / "edge-bundle",
+                        help="a bundle; default: of `make bench-edge`")  # fmt: skip
+    parser.add_argument("--cloud", type=Path, default=pair / "cloud-bundle", help="a bundle")
     parser.add_argument("--texts", type=Path, help="Parquet with a column text; none: samples")
     parser.add_argument("--home", type=Path, help="where score.json goes")
     parser.add_argument("--rows", type=int, default=100_000, help="of a timed run")

@@ -132,7 +132,7 @@ def test_no_field_can_hold_the_text() -> None:
     assert set(json.loads(answer().to_json())) == {
         "kind", "id", "time_s", "text_hash", "route", "reason", "label", "edge_label", "confidence",
         "signals", "trust", "threshold", "propensity", "release", "cost_usd", "latency_ms",
-        "degraded", "cached", "shadow_of",
+        "degraded", "cached", "shadow_of", "offline",
     }  # fmt: skip
 
 

@@ -49,3 +49,16 @@ def test_a_message_that_the_budget_keeps_out_is_no_probe() -> None:
     assert door.admit(1, 0, 1) == (0, RouteReason.CLOUD_CAPPED)
     assert breaker.state is CircuitState.HALF_OPEN
     assert breaker.allow(), "the probe is still to be had"
+
+
+def test_what_an_open_circuit_turns_away_costs_no_budget() -> None:
+    """Or the minute after an outage would be capped, with the cloud idle."""
+    clock = Clock()
+    budget = EscalationBudget(clock, share=0.1, floor_per_min=256, max_per_min=10)
+    door = Door(CircuitBreaker(clock, max_consecutive=1, open_s=5.0, probes=3), budget)
+    assert door.admit(1, 0, 1)[0] == 1
+    door.judge([TimeoutError()])
+    for _ in range(50):
+        assert door.admit(1, 0, 1) == (0, RouteReason.CIRCUIT_OPEN)
+    clock.now_s = 5.0
+    assert door.admit(1, 0, 1)[0] == 1

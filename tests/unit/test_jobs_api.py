@@ -46,6 +46,7 @@ class ByHeader(Admission):
     """The key is what a header says; none of them lacks a scope."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.scopes = list[Scope]()
 
     def needs(self, scope: Scope) -> Any:
