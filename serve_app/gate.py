@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.admission import VISIT, Admission, Visit
 from serve_app.gather import OverloadedError
-from serve_app.intake import Body, ClientGoneError, Intake
+from serve_app.intake import Body, BodyTooLargeError, ClientGoneError, Intake, discard
 from serve_app.problems import RETRY_AFTER_S, refusal
 
 # Half a second of work at about 1,000 requests/s, so that what is let in is answered within one.
@@ -97,6 +97,9 @@ class Gate:
                 await self._app(scope, receive, out)
         except ClientGoneError:
             return
+        except BodyTooLargeError as error:
+            await discard(receive)
+            await (await refusal(Request(scope), error))(scope, receive, out)
         except Exception as error:  # noqa: BLE001 - `refusal` raises again what is none
             response = await refusal(Request(scope), error)
             await response(scope, receive, out)

@@ -2,12 +2,13 @@
 
     bytes as they come ─> one body ─> held until its request is answered
 
-Decided once: what is too large, or too slow, is refused before its rest is read. A body that
+Decided once: what is too large, or too slow, is refused before its rest is kept. A body that
 trickles in holds no place among the requests in work, only its bytes.
 """
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 from starlette.types import Receive
@@ -21,6 +22,8 @@ MAX_BODY_BYTES: Final = 16 << 20
 MAX_HELD_BYTES: Final = 256 << 20
 # The largest body on a line of 8 Mbit/s.
 BODY_TIMEOUT_S: Final = 16.0
+_DISCARDED_BYTES: Final = 64 << 20
+_DISCARD_S: Final = 2.0
 
 
 class BodyTooLargeError(FirstlineError):
@@ -63,6 +66,22 @@ class Intake:
 def _number(digits: bytes) -> int:
     """Of a Content-Length: more digits than anybody has bytes are a number that is too large."""
     return int(digits[:18]) if digits.isdigit() else 0
+
+
+async def discard(receive: Receive) -> None:
+    """Takes what is still on its way, and keeps none of it, up to a bound of bytes and time.
+
+    A connection that is closed under a client that still sends is reset, and the client never
+    reads why it was refused.
+    """
+    left_bytes = _DISCARDED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while left_bytes > 0:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                left_bytes -= len(message.get("body", b""))
 
 
 class Body:
