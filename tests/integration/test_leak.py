@@ -26,6 +26,7 @@ import pytest
 from redis import Redis
 
 from cluster.audit import AuditRecord, read
+from cluster.releases import load_release
 from cluster.settings import Settings
 from serve_app import keeper, service
 from serve_app.abuse import AbuseConfig, AbuseRule
@@ -133,8 +134,10 @@ class Watched:
         return answers
 
     def seen_by(self, role: str) -> bytes:
-        """What that tier's replicas were called with."""
-        return b"".join(path.read_bytes() for path in self.record.glob(f"{role}-*"))
+        """What that tier's replicas were called with; they know their bundle by its folder."""
+        release = load_release(self.settings, self.info.release)
+        bundle = release.cloud_path if role == "cloud" else release.edge_path
+        return b"".join(path.read_bytes() for path in self.record.glob(f"{bundle.name}-*"))
 
     def places(self) -> Iterator[tuple[str, bytes]]:
         """Everything but the edge replicas, which may see the masked texts."""
