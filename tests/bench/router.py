@@ -308,7 +308,9 @@ def peer_rows(
     )
     score = trusts(shape, test).copy()
     score[test.pinned] = np.inf
-    ours = Ours(score, lambda risk: as_released(made, Chosen.of(made, risk), risk).ours)
+    ours = Ours(
+        score, lambda risk: as_released(made, Chosen.of(made, risk), risk).ours if risk else 0.0
+    )
     rows, about = peers(
         name, seen, Seen(dataset.texts("test"), test.edge_label, test.cloud_label), ours, home
     )
