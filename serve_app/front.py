@@ -99,17 +99,18 @@ class Router:
 
     def __init__(self, args: RouterArgs) -> None:
         self._args = args
-        settings = load_settings(args.home)
+        self._settings = settings = load_settings(args.home)
         replica = serve.get_replica_context().replica_id.unique_id
         self._log = AuditLog(settings.audit_dir, f"router-{replica}")
         self._journal = Journal(self._log)
         self._key = load_key(settings.home / "audit.key", settings.audit_key)
         self._store = _store(settings, self._key)
         self._cache = make_cache(args.cache, self._key, self._store)
+        self._idempotency = Idempotency(args.idempotency, self._key, self._store)
         self._monitor = MonitorLink(settings)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="prepare")
         self._routing: _Routing | None = None
-        self._shadowed: set[asyncio.Task[None]] = set()
+        self._behind_tasks: set[asyncio.Task[None]] = set()
         self._doors: dict[str, str] = {}
         self._looking, self._looked_s = asyncio.Lock(), -math.inf
         self._missing: list[str] = []
@@ -117,15 +118,14 @@ class Router:
         self._jobs = Jobs(settings.home, self._champion_id, runner, args.jobs)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        settings, args = load_settings(self._args.home), self._args
+        settings, args = self._settings, self._args
         keys = api_keys.Keys(settings.home / api_keys.FILE, settings.api_keys)
         admission = Admission(
             keys,
             Rates(args.rates, settings.redis_url),
             Abuse(args.abuse, self._monitor.abuse),
         )
-        idempotency = Idempotency(args.idempotency, self._key, self._store)
-        api = create_api(self, admission=admission, idempotency=idempotency)
+        api = create_api(self, admission=admission, idempotency=self._idempotency)
         add_jobs(api, self._jobs, admission)
         add_v2(api, self, admission)
         return api
@@ -143,6 +143,7 @@ class Router:
 
     async def __del__(self) -> None:
         """Called by Serve when this replica has drained: what is still on its way gets there."""
+        await self._idempotency.close()
         await self._journal.close()
         await self._monitor.close()
         await self._cache.close()
@@ -209,15 +210,15 @@ class Router:
 
     def _show(self, shadow: Answerer, texts: Sequence[str], answered: Sequence[Answered]) -> None:
         """Behind the answer's back; a shadow that cannot follow misses messages."""
-        if len(self._shadowed) >= _MAX_SHADOWED:
+        if len(self._behind_tasks) >= _MAX_SHADOWED:
             return
         self._behind(_quietly(shadow, texts, answered))
 
     def _behind(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs it behind the answers' back."""
         task = asyncio.get_running_loop().create_task(work)
-        self._shadowed.add(task)
-        task.add_done_callback(self._shadowed.discard)
+        self._behind_tasks.add(task)
+        task.add_done_callback(self._behind_tasks.discard)
 
     def _tell_door(self, release: ServedRelease) -> None:
         if release.door.breaker is None:

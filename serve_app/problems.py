@@ -8,6 +8,7 @@ No error repeats what the client sent: a log of errors must not become a log of 
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from math import ceil
 from typing import Any, Final
 
 from fastapi import Request, Response
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S: Final = 1
 MAX_DETAILS: Final = 10
 _COME_BACK: Final = {"Retry-After": str(RETRY_AFTER_S)}
-# The rest of the body is not read, so the connection cannot be used again.
+# A rest of the body may be unread, so the connection cannot be used again.
 _CLOSE: Final = {"Connection": "close"}
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
 
@@ -158,7 +159,8 @@ async def _empty(request: Request, error: Exception) -> Response:
 
 
 async def _overloaded(request: Request, error: Exception) -> Response:
-    return problem(429, str(error), headers=_COME_BACK)
+    assert isinstance(error, OverloadedError)
+    return problem(429, str(error), headers={"Retry-After": str(ceil(error.retry_after_s) or 1)})
 
 
 async def _unanswered(request: Request, error: Exception) -> Response:
