@@ -36,7 +36,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, repeat
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn
@@ -60,6 +60,7 @@ _PARQUET_NAME: Final = re.compile(r"(\d{8})\.parquet")
 _SOURCES: Final = b"firstline_sources"
 _ROW_GROUP: Final = 65_536
 _BLOCK_BYTES: Final = 1 << 20
+_MAX_WARNINGS: Final = 10  # about corrupt lines, in one read
 
 
 # ---- the records --------------------------------------------------------------------------------
@@ -573,33 +574,42 @@ def _log_records(
     if last is not None:
         offset = _start_of_last(descriptor, os.fstat(descriptor).st_size, last)
     file.seek(offset)
+    lines = _LineNumbers(descriptor)
     for line in file:
         if not line.endswith(b"\n"):  # torn, or a writer is just at it
             report.torn += 1
             return
-        record = _parse_or_note(line, descriptor, offset, path, report)
+        try:
+            yield parse(line)
+        except AuditError as error:
+            _note(BadLine(path, lines.at(offset), str(error)), report)
         offset += len(line)
-        if record is not None:
-            yield record
 
 
-def _parse_or_note(
-    line: bytes, descriptor: int, offset: int, path: Path, report: ReadReport
-) -> Record | None:
-    try:
-        return parse(line)
-    except AuditError as error:
-        bad = BadLine(path, _line_at(descriptor, offset), str(error))
+def _note(bad: BadLine, report: ReadReport) -> None:
+    """Logged one by one up to a limit: a log of another version has one in every line."""
+    report.corrupt.append(bad)
+    if len(report.corrupt) <= _MAX_WARNINGS:
         log.warning("%s, line %d is skipped. %s", bad.file, bad.line, bad.why)
-        report.corrupt.append(bad)
-        return None
+    if len(report.corrupt) == _MAX_WARNINGS:
+        log.warning("Further lines that are skipped are counted, and not logged.")
 
 
-def _line_at(descriptor: int, offset: int) -> int:
-    """The number of the line that begins at `offset`; counted only when one is corrupt."""
-    starts = range(0, offset, _BLOCK_BYTES)
-    blocks = (os.pread(descriptor, min(_BLOCK_BYTES, offset - at), at) for at in starts)
-    return 1 + sum(block.count(b"\n") for block in blocks)
+class _LineNumbers:
+    """Counts only once a line is corrupt, and from the last such on."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._offset, self._line = 0, 1
+
+    def at(self, offset: int) -> int:
+        """The number of the line that begins at `offset`, which never goes back."""
+        starts = range(self._offset, offset, _BLOCK_BYTES)
+        sizes = (min(_BLOCK_BYTES, offset - at) for at in starts)
+        blocks = map(os.pread, repeat(self._descriptor), sizes, starts)
+        self._line += sum(block.count(b"\n") for block in blocks)
+        self._offset = offset
+        return self._line
 
 
 def _day_of(time_s: float) -> str:

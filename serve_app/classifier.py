@@ -110,31 +110,37 @@ def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> Floa
     return np.asarray(exp / exp.sum(axis=-1, keepdims=True))
 
 
-def energy(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> float:
-    """logsumexp of one row of logits (classes,) divided by a temperature."""
+def to_predictions(
+    logits: NDArray[np.floating[Any]],
+    labels: Sequence[str],
+    temperature: float = 1.0,
+    distances: NDArray[np.floating[Any]] | None = None,
+) -> list[Prediction]:
+    """Logits (n, classes) and distances (n,) -> one Prediction per row, whatever the others are."""
     scaled = np.asarray(logits, np.float64) / temperature
-    top = float(scaled.max())
-    return top + log(float(np.exp(scaled - top).sum()))
-
-
-def to_prediction(
-    probabilities: Floats, labels: Sequence[str], energy: float = 0.0, distance: float = 0.0
-) -> Prediction:
-    """One row of probabilities (classes,) -> Prediction."""
-    best = int(probabilities.argmax())
-    second = float(np.partition(probabilities, -2)[-2])
-    confidence = float(probabilities[best])
-    positive = probabilities[probabilities > 0]
-    entropy = float(-(positive * np.log(positive)).sum()) / log(len(labels))
-    return Prediction(
-        label=labels[best],
-        confidence=confidence,
-        margin=confidence - second,
-        entropy=min(1.0, max(0.0, entropy)),
-        probabilities=tuple(probabilities.tolist()),
-        energy=energy,
-        distance=distance,
+    top = scaled.max(axis=-1)
+    exp = np.exp(scaled - top[:, None])
+    total = exp.sum(axis=-1)
+    shares = exp / total[:, None]
+    ordered = np.partition(shares, -2, axis=-1)
+    # A share that is 0 has no logarithm, and adds nothing.
+    parts = shares * np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    entropy = -parts.sum(axis=-1) / log(len(labels))
+    columns = (
+        shares.argmax(axis=-1),
+        ordered[:, -1],
+        ordered[:, -1] - ordered[:, -2],
+        entropy.clip(0.0, 1.0),
+        shares,
+        top + np.log(total),
+        np.zeros(len(logits)) if distances is None else distances,
     )
+    return [
+        Prediction(labels[best], confidence, margin, spread, tuple(row), energy, distance)
+        for best, confidence, margin, spread, row, energy, distance in zip(
+            *(column.tolist() for column in columns), strict=True
+        )
+    ]
 
 
 @dataclass(frozen=True)
@@ -189,11 +195,7 @@ class OnnxClassifier:
             )
         if not (np.isfinite(logits).all() and np.isfinite(distances).all()):
             raise ModelOutputError("The model answered with NaN or infinity.")
-        rows = zip(softmax(logits, self.temperature), logits, distances.tolist(), strict=True)
-        return [
-            to_prediction(row, self.labels, energy(raw, self.temperature), distance)
-            for row, raw, distance in rows
-        ]
+        return to_predictions(logits, self.labels, self.temperature, distances)
 
     def golden_rows(self, texts: Sequence[str]) -> list[GoldenRow]:
         """What this model says to a few texts, to be kept in its bundle."""

@@ -31,7 +31,7 @@ class TierConfig(_Model):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(2, ge=1)
     cpus: float = Field(0.5, gt=0, description="per replica, as Ray counts them")
-    threads: int = Field(2, ge=1, description="of a replica: messages that run side by side")
+    threads: int = Field(1, ge=1, description="of a replica: messages that run side by side")
     target_ongoing_requests: float = Field(1.0, gt=0, description="lists per replica to scale by")
     upscale_delay_s: float = Field(5.0, ge=0)
     downscale_delay_s: float = Field(120.0, ge=0)
@@ -64,7 +64,7 @@ class TierConfig(_Model):
 
 
 def _cloud() -> TierConfig:
-    return TierConfig(timeout_s=3.0)
+    return TierConfig(timeout_s=3.0, threads=2)
 
 
 class ReleaseArgs(_Model):

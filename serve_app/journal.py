@@ -50,6 +50,10 @@ class Journal:
         self._log = log
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
+        self._late = (
+            f"The audit log took no record within {timeout_s:g} s, so no answer may leave. Repair "
+            "the disk, or set FIRSTLINE_HOME to another one."
+        )
         self._waiting: list[_Entry] = []
         self._held = 0
         self._writes: SimpleQueue[list[_Entry] | None] = SimpleQueue()
@@ -73,14 +77,11 @@ class Journal:
         self._held += len(records)
         self._waiting.append(entry)
         self._write()
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, _settle, [entry], self._late)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await entry.done
-        except TimeoutError:
-            raise AuditError(
-                f"The audit log took no record within {self._timeout_s:g} s, so no answer may "
-                "leave. Repair the disk, or set FIRSTLINE_HOME to another one."
-            ) from None
+            await entry.done
+        finally:
+            timer.cancel()
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Takes in no more, and waits for what is held. Idempotent; the log stays open.

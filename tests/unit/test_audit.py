@@ -474,6 +474,18 @@ def test_a_corrupt_line_is_named_by_file_and_number(tmp_path: Path, last: int | 
     assert (bad.file, bad.line) == (path, 3)
 
 
+def test_a_log_of_corrupt_lines_is_counted_and_not_logged_line_by_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, [answer(i) for i in range(2000)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(b"{}\n" if i % 2 else line for i, line in enumerate(lines)))
+    report = ReadReport()
+    assert len(list(read(tmp_path, report=report))) == 1000
+    assert [bad.line for bad in report.corrupt] == list(range(2, 2001, 2))
+    assert len(caplog.records) == 11
+
+
 def test_day_files_before_since_are_not_opened(tmp_path: Path) -> None:
     write(tmp_path, [answer(0)], at_s=NOON_S - DAY_S).write_bytes(b"garbage\n")
     write(tmp_path, [answer(0), answer(1)])

@@ -15,9 +15,8 @@ from cluster.errors import BundleError, ModelOutputError
 from serve_app.classifier import (
     GOLDEN_TOLERANCE,
     OnnxClassifier,
-    energy,
     softmax,
-    to_prediction,
+    to_predictions,
 )
 from serve_app.model import TierModel
 from tests.toys import LABELS, WORDS, make_bundle
@@ -273,13 +272,26 @@ def test_energy_is_the_logarithm_of_what_softmax_divides_by(
     logits: np.ndarray, temperature: float
 ) -> None:
     scaled = logits.astype(np.float64) / temperature
-    shares = np.log(np.maximum(softmax(logits, temperature), 1e-300))
-    best = int(scaled.argmax())
-    assert energy(logits, temperature) == pytest.approx(scaled[best] - shares[best])
+    [made] = to_predictions(logits[None], LABELS, temperature)
+    assert made.probabilities == tuple(softmax(logits, temperature))
+    assert made.energy == pytest.approx(scaled.max() - np.log(made.confidence))
 
 
 def test_energy_does_not_overflow() -> None:
-    assert energy(np.array([1e4, 0.0, -1e4], np.float32), 0.05) == 2e5
+    [made] = to_predictions(np.array([[1e4, 0.0, -1e4]], np.float32), LABELS, 0.05)
+    assert (made.energy, made.entropy) == (2e5, 0.0)
+
+
+@given(st.lists(LOGITS, min_size=1, max_size=9), st.floats(0.05, 20))
+def test_a_row_is_the_same_to_the_last_bit_in_any_company(
+    rows: list[np.ndarray], temperature: float
+) -> None:
+    far = np.arange(len(rows)) / 3
+    together = to_predictions(np.array(rows), LABELS, temperature, far)
+    alone = [
+        to_predictions(row[None], LABELS, temperature, far[i : i + 1]) for i, row in enumerate(rows)
+    ]
+    assert [[made] for made in together] == alone
 
 
 def test_softmax_does_not_overflow() -> None:
@@ -288,7 +300,7 @@ def test_softmax_does_not_overflow() -> None:
 
 @given(LOGITS)
 def test_what_a_policy_sees_is_in_its_range(logits: np.ndarray) -> None:
-    made = to_prediction(softmax(logits), LABELS)
+    [made] = to_predictions(logits[None], LABELS)
     assert 1 / 3 - 1e-12 <= made.confidence <= 1
     assert 0 <= made.margin <= made.confidence
     assert 0 <= made.entropy <= 1
@@ -297,6 +309,6 @@ def test_what_a_policy_sees_is_in_its_range(logits: np.ndarray) -> None:
 
 
 def test_two_sure_classes_have_no_margin() -> None:
-    made = to_prediction(np.array([0.5, 0.5]), ("a", "b"))
+    [made] = to_predictions(np.array([[0.5, 0.5]]), ("a", "b"))
     assert (made.label, made.margin) == ("a", 0.0)
     assert made.entropy == pytest.approx(1.0)
