@@ -6,9 +6,10 @@
 A direct route takes the body as bytes and gives the answer as bytes. It is reached without the
 layers between an application and its endpoint, which took 45 of the 64 us of a request of one text.
 
-Decided once: what is in work is bounded by count, since a queue that is longer than clients wait is
-work for nobody. Over it, a request is refused before its key or its body are looked at: a client
-without a right to be there hears "overloaded" too.
+Decided once: what is in work is bounded by count, and by how late the event loop is (pulse.py),
+since a queue that is longer than clients wait is work for nobody. Over either, a request is refused
+before its key or its body are looked at: a client without a right to be there hears "overloaded"
+too.
 """
 
 import json
@@ -23,9 +24,14 @@ from serve_app.admission import VISIT, Admission, Visit
 from serve_app.gather import OverloadedError
 from serve_app.intake import Body, BodyTooLargeError, ClientGoneError, Intake, discard
 from serve_app.problems import RETRY_AFTER_S, refusal
+from serve_app.pulse import Pulse
 
 # Half a second of work at about 1,000 requests/s, so that what is let in is answered within one.
 MAX_IN_WORK: Final = 512
+# Beside so many, a late loop means that more wait unread than can be answered in time. With fewer
+# it is late for another reason, such as replicas that start, and catches up.
+_MANY_IN_WORK: Final = 64
+_MAX_LATE_S: Final = 0.15
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})
 _MALFORMED: Final = frozenset({400, 413, 415, 422})
 _FULL: Final = "Too many requests are in work. Try again in a moment."
@@ -77,13 +83,19 @@ class Gate:
         self._direct = direct
         self._max_in_work = max_in_work
         self._in_work = 0
+        self._pulse = Pulse()
+
+    @property
+    def _full(self) -> bool:
+        late = self._pulse.late_s() > _MAX_LATE_S
+        return self._in_work >= self._max_in_work or (late and self._in_work >= _MANY_IN_WORK)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         bodied = scope["method"] not in _WITHOUT_BODY
-        if bodied and self._in_work >= self._max_in_work:
+        if bodied and self._full:
             await send(_FULL_START)
             await send({"type": "http.response.body", "body": _FULL_BODY})
             return

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -608,6 +609,28 @@ async def test_over_the_bound_a_request_is_refused_at_once_and_probes_are_not(
         assert [one.status_code for one in await asyncio.gather(*first)] == [200, 200]
         assert (await classify(http, {"texts": ["a"]})).status_code == 200
     assert len(service.callers) == 3
+
+
+async def test_a_late_loop_refuses_beside_many_requests_and_not_beside_few(
+    service: StubService,
+) -> None:
+    service.may_answer.clear()
+    async with client(create_api(service)) as http:
+        asked = [asyncio.create_task(classify(http, {"texts": ["a"]})) for _ in range(64)]
+        while len(service.callers) < 63:
+            await asyncio.sleep(0)
+        time.sleep(0.2)
+        while len(service.callers) < 64:
+            await asyncio.sleep(0)
+        time.sleep(0.2)
+        check_error(await classify(http, {"texts": ["a"]}), 429, "overloaded")
+        await asyncio.sleep(0.1)
+        late = asyncio.create_task(classify(http, {"texts": ["a"]}))
+        while len(service.callers) < 65:
+            await asyncio.sleep(0)
+        service.may_answer.set()
+        answers = await asyncio.gather(*asked, late)
+    assert {one.status_code for one in answers} == {200}
 
 
 async def test_an_early_refusal_reads_nothing_of_the_body(service: StubService) -> None:
