@@ -31,7 +31,7 @@ MAX_IN_WORK: Final = 512
 # Beside so many, a late loop means that more wait unread than can be answered in time. With fewer
 # it is late for another reason, such as replicas that start, and catches up.
 _MANY_IN_WORK: Final = 64
-_MAX_LATE_S: Final = 0.15
+_MAX_LATE_S: Final = 0.05
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})
 _MALFORMED: Final = frozenset({400, 413, 415, 422})
 _FULL: Final = "Too many requests are in work. Try again in a moment."
