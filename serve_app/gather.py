@@ -251,7 +251,8 @@ class Gatherer:
             task = asyncio.create_task(self._run(parts, now_s))
             self._calls.add(task)
             task.add_done_callback(self._finished)
-        if self._queued or len(self._calls) == self._max_in_flight:
+        # What waits until it is worth a call says nothing of what the tier could do.
+        if len(self._calls) == self._max_in_flight:
             self._rate.saturated(now_s)
         else:
             self._rate.freed()

@@ -512,3 +512,23 @@ async def test_beside_a_call_that_is_out_only_what_is_worth_a_hop_leaves() -> No
     tier.open.set()
     answers = await asyncio.gather(*tasks)
     assert [one[0] for one in answers] == [said(text) for text in "abcdef"]
+
+
+async def test_what_waits_to_be_worth_a_call_is_no_sign_of_a_slow_tier() -> None:
+    """Two clients with a message each, one after another, and then a burst that the tier can do."""
+
+    async def tier(texts: list[str], budget_s: float) -> Sequence[Prediction | None]:
+        await asyncio.sleep(0.02)  # for one as for many
+        return [said(text) for text in texts]
+
+    gatherer = make(tier, max_in_flight=4, max_batch=64, max_queued=2048, worth_a_call=16)
+
+    async def ask(first_s: float) -> None:
+        await asyncio.sleep(first_s)
+        for _ in range(20):
+            await gatherer(["a"])
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(ask(0.0), ask(0.01))
+    answers = await asyncio.gather(*(gatherer(["a"] * 100) for _ in range(4)))
+    assert [len(one) for one in answers] == [100] * 4
