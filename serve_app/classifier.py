@@ -117,11 +117,7 @@ def to_predictions(
     distances: NDArray[np.floating[Any]] | None = None,
 ) -> list[Prediction]:
     """Logits (n, classes) and distances (n,) -> one Prediction per row, whatever the others are."""
-    scaled = np.asarray(logits, np.float64) / temperature
-    top = scaled.max(axis=-1)
-    exp = np.exp(scaled - top[:, None])
-    total = exp.sum(axis=-1)
-    shares = exp / total[:, None]
+    shares = softmax(logits, temperature)
     ordered = np.partition(shares, -2, axis=-1)
     # A share that is 0 has no logarithm, and adds nothing.
     parts = shares * np.log(shares, out=np.zeros_like(shares), where=shares > 0)
@@ -132,7 +128,7 @@ def to_predictions(
         ordered[:, -1] - ordered[:, -2],
         entropy.clip(0.0, 1.0),
         shares,
-        top + np.log(total),
+        np.asarray(logits, np.float64).max(axis=-1) / temperature - np.log(ordered[:, -1]),
         np.zeros(len(logits)) if distances is None else distances,
     )
     return [

@@ -22,7 +22,7 @@ class Pulse:
         """By how much the last beat was late, or the next one is already."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop = loop
+            self._loop, self._late_s = loop, 0.0
             self._next(loop)
         return max(self._late_s, loop.time() - self._due_s)
 

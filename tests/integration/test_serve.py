@@ -288,8 +288,7 @@ def test_a_release_is_promoted_and_rolled_back_without_a_failed_request(running:
 def test_an_edge_replica_is_added_under_load_and_removed_after(running: Running) -> None:
     title = f"{running.info.release}:edge"
     assert wait_for(lambda: len(running.pids(title)) == 1)
-    # More at once would be refused, and rightly, while the new replica's start takes both cores.
-    with traffic(running, 8, [EASY] * 16) as seen:
+    with traffic(running, 8, [EASY] * 64) as seen:
         assert wait_for(lambda: len(running.pids(title)) == 2)
     assert set(seen.statuses) == {"200"}, seen.statuses
     assert wait_for(lambda: len(running.pids(title)) == 1)
