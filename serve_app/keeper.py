@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ from cluster.errors import ServiceError
 from cluster.files import read_json, write_json
 from cluster.processes import started
 from cluster.settings import Settings
+from serve_app import haproxy
 from serve_app.config import ServeConfig
 from serve_app.traffic import Routed
 
@@ -46,7 +48,6 @@ _POLL_S: Final = 0.2
 _MARKER: Final = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
 # An ingress replica drains this long before it stops, so that load balancers on other machines
 # hear of it. Here the only one is the HAProxy beside it, which hears within 0.1 s.
-_ERROR_PAGE: Final = "500.http"  # as Ray calls it, whatever it says
 _DRAIN_S: Final = "2"
 
 
@@ -272,6 +273,7 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
     stats, metrics, http, grpc = _free_ports(4)
     return {
         _MARKER: str(haproxy_dir / "haproxy.cfg"),
+        haproxy.PROGRAM: str(_haproxy(haproxy_dir)),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy_dir / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy_dir),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy_dir / "server-state"),
@@ -296,25 +298,13 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
     }
 
 
-def write_error_page(haproxy_dir: Path) -> None:
-    """What HAProxy says where no router answers: 503 in our one shape.
-
-    Ray writes a plain 500 there when its proxy starts; HAProxy reads the page with its next
-    configuration, which comes with the first router.
-    """
-    body = (
-        '{"error":{"code":"unavailable","message":"No router answers. Try again in a moment.",'
-        '"details":[]}}'
-    )
-    lines = [
-        "HTTP/1.1 503 Service Unavailable",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        "Retry-After: 1",
-        "Connection: close",
-    ]
-    for page in haproxy_dir.glob(f"*/{_ERROR_PAGE}"):  # below the node's id
-        page.write_text("\r\n".join([*lines, "", body]), newline="")
+def _haproxy(haproxy_dir: Path) -> Path:
+    """What Ray starts as HAProxy: haproxy.py."""
+    program = haproxy_dir / "haproxy"
+    words = shlex.join([sys.executable, "-P", haproxy.__file__])
+    program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    program.chmod(0o700)
+    return program
 
 
 def _free_ports(count: int) -> list[int]:

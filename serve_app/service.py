@@ -60,7 +60,6 @@ from serve_app.keeper import (
     sweep,
     token_in_use,
     use_token,
-    write_error_page,
     write_info,
 )
 from serve_app.traffic import ADAPT_EVERY_S, Routed, adapted
@@ -407,8 +406,6 @@ def _deploy_first(
     connect(settings)
     # Given explicitly, the host holds for HAProxy and for the replicas' own ingress too.
     serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
-    if haproxy_dir is not None:
-        write_error_page(haproxy_dir)
     info = ServiceInfo(
         host=config.host,
         port=config.port,

