@@ -63,8 +63,11 @@ class TierConfig(_Model):
         return self.calls_per_replica * self.max_replicas
 
 
-def _cloud() -> TierConfig:
-    return TierConfig(timeout_s=3.0, threads=2)
+class CloudConfig(TierConfig):
+    """The cloud's: it runs rarely, so its replica may use both of two cores while it does."""
+
+    threads: int = Field(2, ge=1, description="of a replica: messages that run side by side")
+    timeout_s: float = Field(3.0, gt=0, description="for a message, its wait included")
 
 
 class ReleaseArgs(_Model):
@@ -73,7 +76,7 @@ class ReleaseArgs(_Model):
     release: str
     home: Path | None = Field(None, description="empty: FIRSTLINE_HOME")
     edge: TierConfig = TierConfig()
-    cloud: TierConfig = Field(default_factory=_cloud)
+    cloud: CloudConfig = CloudConfig()
 
 
 class BreakerConfig(_Model):
@@ -121,7 +124,7 @@ class RouterConfig(_Model):
         description="of the trusted messages, sent to the cloud all the same",
     )
     edge: TierConfig = TierConfig()
-    cloud: TierConfig = Field(default_factory=_cloud)
+    cloud: CloudConfig = CloudConfig()
     breaker: BreakerConfig = BreakerConfig()
     budget: BudgetConfig = BudgetConfig()
     cache: CacheConfig = CacheConfig()

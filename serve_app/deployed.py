@@ -195,11 +195,22 @@ def connected(settings: Settings, info: ServiceInfo) -> Iterator[None]:
         connect(settings.model_copy(update={"ray_address": info.ray_address}))
         yield
     finally:
+        _forget_controller()
         ray.shutdown()
         for name, value in kept.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def _forget_controller() -> None:
+    """Serve keeps its controller's handle, and knows a new session by the driver's job id. Those
+    are counted from one in each cluster, so the next service's driver can have the same."""
+    import ray
+    from ray.serve import context
+
+    if ray.is_initialized():
+        context._set_global_client(None)
 
 
 def shut_down() -> None:

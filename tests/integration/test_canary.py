@@ -15,7 +15,7 @@ from cluster.errors import ReleaseError
 from cluster.settings import Settings
 from serve_app import service
 from serve_app.app import ROUTER_APP
-from serve_app.config import ServeConfig, TierConfig
+from serve_app.config import CloudConfig, ServeConfig, TierConfig
 from serve_app.front import release_app
 from serve_app.keeper import ServiceInfo
 from serve_app.traffic import Routed
@@ -29,7 +29,7 @@ EASY = message("negative")
 HARD = message("negative", hard=True)
 SHARE = 0.3
 USERS = [f"user-{i}" for i in range(200)]
-TIER = TierConfig(max_replicas=1, cpus=0.25, timeout_s=20)
+TIER: dict[str, Any] = {"max_replicas": 1, "cpus": 0.25, "timeout_s": 20}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     pair = make_pair(folder / "bundles")
     first = make_release(settings, pair.edge, pair.cloud)
     second = make_release(settings, pair.edge, pair.cloud, threshold=0.8)
-    config = ServeConfig(port=free_port(), routers=2, router_cpus=0.25, edge=TIER, cloud=TIER)
+    edge, cloud = TierConfig(**TIER), CloudConfig(**TIER)
+    config = ServeConfig(port=free_port(), routers=2, router_cpus=0.25, edge=edge, cloud=cloud)
     info = service.start(settings, first.id, config)
     try:
         with httpx.Client(base_url=info.url, timeout=30) as http:

@@ -30,7 +30,7 @@ from cluster.releases import load_release
 from cluster.settings import Settings
 from serve_app import keeper, service
 from serve_app.abuse import AbuseConfig, AbuseRule
-from serve_app.config import BudgetConfig, ServeConfig, TierConfig
+from serve_app.config import BudgetConfig, CloudConfig, ServeConfig, TierConfig
 from serve_app.keeper import ServiceInfo
 from serve_app.pii import PiiKind
 from serve_app.text import prepare
@@ -212,7 +212,7 @@ def _config() -> ServeConfig:
         port=_free_port(),
         explore_share=0.5,
         edge=TierConfig(max_replicas=1, max_wait_s=30, timeout_s=30),
-        cloud=TierConfig(max_replicas=1, max_wait_s=30, timeout_s=30),
+        cloud=CloudConfig(max_replicas=1, max_wait_s=30, timeout_s=30),
         budget=BudgetConfig(share=1.0, floor_per_min=1_000_000),
         abuse=AbuseConfig(flood=never, sweep=never, garbage=never),
     )

@@ -19,13 +19,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from ray.serve import context
 
 from cluster.audit import AuditRecord, FeedbackRecord, read
 from cluster.errors import ServiceError
 from cluster.settings import Settings
 from serve_app import keeper, service
 from serve_app.cache import CacheConfig
-from serve_app.config import ServeConfig, TierConfig
+from serve_app.config import CloudConfig, ServeConfig, TierConfig
 from serve_app.haproxy import MAX_PER_ROUTER
 from serve_app.keeper import ServiceInfo
 from serve_app.problems import ErrorOut
@@ -43,7 +44,7 @@ CONFIG = {
     "edge": TierConfig(
         max_replicas=2, upscale_delay_s=1, downscale_delay_s=2, look_back_s=2, timeout_s=20
     ),
-    "cloud": TierConfig(max_replicas=1, timeout_s=1),
+    "cloud": CloudConfig(max_replicas=1, timeout_s=1),
     "cache": CacheConfig(enabled=False),  # the traffic here is one text
 }
 
@@ -293,6 +294,8 @@ def test_a_release_is_promoted_and_rolled_back_without_a_failed_request(running:
     state = service.status(running.settings)
     assert state.ready
     assert set(state.applications.values()) == {"RUNNING"}
+    # The next service that this process moves may give its driver the same job id.
+    assert context._global_client is None
 
 
 def test_an_edge_replica_is_added_under_load_and_removed_after(running: Running) -> None:

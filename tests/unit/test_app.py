@@ -15,7 +15,7 @@ from cluster.files import write_json
 from cluster.settings import load_settings
 from serve_app import app
 from serve_app.app import build_release, describe
-from serve_app.config import ReleaseArgs, RouterArgs, ServeConfig, TierConfig
+from serve_app.config import CloudConfig, ReleaseArgs, RouterArgs, ServeConfig, TierConfig
 from serve_app.deployed import applications
 from serve_app.explain import ALTERNATIVES
 from serve_app.traffic import only
@@ -31,6 +31,14 @@ def test_a_tier_that_cannot_scale_is_refused_with_both_numbers() -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValidationError, match="max_replica"):
         TierConfig.model_validate({"max_replica": 3})
+
+
+def test_one_key_of_a_tier_leaves_its_others_as_they_are() -> None:
+    """The cloud's own defaults too, which are not the edge's."""
+    given = {"edge": {"max_replicas": 3}, "cloud": {"max_replicas": 3}}
+    config, plain = ServeConfig.model_validate(given), ServeConfig()
+    assert config.cloud == plain.cloud.model_copy(update={"max_replicas": 3})
+    assert config.cloud.threads != config.edge.threads
 
 
 @pytest.mark.parametrize("share", [-0.01, 0.51, float("nan")])
@@ -56,8 +64,8 @@ def test_more_calls_are_out_than_one_replica_holds_so_that_load_shows() -> None:
 
 
 def test_a_promotion_always_finds_its_cpus() -> None:
-    tier = TierConfig(max_replicas=3, cpus=1)
-    config = ServeConfig(routers=2, router_cpus=0.5, edge=tier, cloud=tier)
+    edge, cloud = TierConfig(max_replicas=3, cpus=1), CloudConfig(max_replicas=3, cpus=1)
+    config = ServeConfig(routers=2, router_cpus=0.5, edge=edge, cloud=cloud)
     assert config.cpus_for_promotion == 1 + 4 * (3 + 3)
 
 

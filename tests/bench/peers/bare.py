@@ -16,9 +16,11 @@ from typing import Any
 from tests.bench.peers.model import Model
 
 
-def loop(bundle: Path, artifact: str, texts: Sequence[str], seconds: float, start: Any) -> float:
+def loop(
+    bundle: Path, artifact: str, plain: bool, texts: Sequence[str], seconds: float, start: Any
+) -> float:
     """Messages per second of one process, all of which start at the same time."""
-    model = Model(bundle, artifact)
+    model = Model(bundle, artifact, plain=plain)
     model(texts[:64])
     start.wait()
     done, first = 0, time.perf_counter()
@@ -35,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--edge", type=Path, required=True)
     parser.add_argument("--artifact", default="model.onnx")
+    parser.add_argument("--plain", action="store_true", help="ONNX Runtime's own graph")
     parser.add_argument("--file", type=Path, required=True, help="a JSON list of texts")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--processes", type=int, default=2)
@@ -42,7 +45,7 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     start, kept = spawn.Barrier(given.processes), spawn.Queue()
     texts = json.loads(given.file.read_text())
-    arguments = (kept, given.edge, given.artifact, texts, given.seconds, start)
+    arguments = (kept, given.edge, given.artifact, given.plain, texts, given.seconds, start)
     children = [spawn.Process(target=_child, args=arguments) for _ in range(given.processes)]
     for child in children:
         child.start()
