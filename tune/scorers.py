@@ -102,7 +102,7 @@ def learners(table: Table) -> dict[str, Learn]:
     """
     core = {f"logistic-{s:g}": _logistic(CORE, s) for s in STRENGTHS}
     distance = {f"logistic-distance-{s:g}": _logistic((*CORE, "distance"), s) for s in STRENGTHS}
-    ngram = {
+    ngram: dict[str, Learn] = {
         f"logistic-ngram-{s:g}": partial(
             fit_logistic, features=NGRAM, strength=s, class_offsets=False
         )
