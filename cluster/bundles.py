@@ -60,6 +60,7 @@ class GoldenRow(_Frozen):
     probabilities: tuple[float, ...]
     energy: float
     distance: float
+    ngram_margin: float = 0.0  # bundles from before have no such output
 
 
 class Artifact(_Frozen):

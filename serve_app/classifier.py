@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -26,16 +26,28 @@ Floats = NDArray[np.float64]
 _SLOW: Final = ["SkipLayerNormFusion"]
 MASK: Final = "attention_mask"
 _TYPES: Final = "token_type_ids"
-# An output that a model may have beside its logits, which come first (contracts.Prediction).
+# Outputs that a model may have beside its logits, which come first (contracts.Prediction).
 DISTANCE: Final = "distance"
+NGRAM_MARGIN: Final = "ngram_margin"
 # Kernels differ in the last bits between CPUs; a saturating int8 kernel differs by far more. Of
 # figures that are no share it is relative, from 1 upwards.
 GOLDEN_TOLERANCE: Final = 0.01
 
 
+class Outputs(NamedTuple):
+    """What a model says of n messages: logits (n, classes), and else (n,).
+
+    A model that does not measure one of the others says 0.0.
+    """
+
+    logits: NDArray[np.float32]
+    distance: NDArray[np.float32]
+    ngram_margin: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class OnnxScorer:
-    """An ONNX classification model and its tokenizer: prepared texts -> logits, and distances."""
+    """An ONNX classification model and its tokenizer: prepared texts -> logits, and the rest."""
 
     session: ort.InferenceSession
     tokenizer: TextTokenizer
@@ -75,32 +87,29 @@ class OnnxScorer:
             made[_TYPES] = np.zeros_like(tokens)
         return made
 
-    def outputs(
-        self, ids: Sequence[Sequence[int]]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits (n, classes) and distances (n,) of n token lists in one run.
-
-        A model that measures no distance is at 0.0 from everything.
-        """
-        made = self.session.run(None, self.feed(ids))
-        if DISTANCE not in self.output_names:
-            return np.asarray(made[0], np.float32), np.zeros(len(ids), np.float32)
-        distance = made[self.output_names.index(DISTANCE)]
-        return np.asarray(made[0], np.float32), np.asarray(distance, np.float32)
+    def outputs(self, ids: Sequence[Sequence[int]]) -> Outputs:
+        """Of n token lists in one run."""
+        logits, *others = self.session.run(None, self.feed(ids))
+        found = dict(zip(self.output_names[1:], others, strict=True))
+        none = np.zeros(len(ids), np.float32)
+        return Outputs(
+            np.asarray(logits, np.float32),
+            np.asarray(found.get(DISTANCE, none), np.float32),
+            np.asarray(found.get(NGRAM_MARGIN, none), np.float32),
+        )
 
     def run(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Logits (n, classes) of n token lists in one run."""
-        return self.outputs(ids)[0]
+        return self.outputs(ids).logits
 
-    def answers(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits (n, classes) and distances (n,), each message run by itself."""
+    def answers(self, texts: Sequence[str]) -> Outputs:
+        """Of n texts, each message run by itself."""
         made = [self.outputs([ids]) for ids in self.tokenizer.encode(texts)]
-        logits, distances = zip(*made, strict=True)
-        return np.concatenate(logits), np.concatenate(distances)
+        return Outputs(*map(np.concatenate, zip(*made, strict=True)))
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Logits (n, classes), each message run by itself."""
-        return self.answers(texts)[0]
+        return self.answers(texts).logits
 
 
 def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> Floats:
@@ -115,8 +124,10 @@ def to_predictions(
     labels: Sequence[str],
     temperature: float = 1.0,
     distances: NDArray[np.floating[Any]] | None = None,
+    ngram_margins: NDArray[np.floating[Any]] | None = None,
 ) -> list[Prediction]:
-    """Logits (n, classes) and distances (n,) -> one Prediction per row, whatever the others are."""
+    """Logits (n, classes), and else (n,) -> one Prediction per row, whatever the others are."""
+    none = np.zeros(len(logits))
     shares = softmax(logits, temperature)
     ordered = np.partition(shares, -2, axis=-1)
     # A share that is 0 has no logarithm, and adds nothing.
@@ -129,11 +140,12 @@ def to_predictions(
         entropy.clip(0.0, 1.0),
         shares,
         np.asarray(logits, np.float64).max(axis=-1) / temperature - np.log(ordered[:, -1]),
-        np.zeros(len(logits)) if distances is None else distances,
+        none if distances is None else distances,
+        none if ngram_margins is None else ngram_margins,
     )
     return [
-        Prediction(labels[best], confidence, margin, spread, tuple(row), energy, distance)
-        for best, confidence, margin, spread, row, energy, distance in zip(
+        Prediction(labels[best], confidence, margin, spread, tuple(row), *others)
+        for best, confidence, margin, spread, row, *others in zip(
             *(column.tolist() for column in columns), strict=True
         )
     ]
@@ -178,20 +190,21 @@ class OnnxClassifier:
         """
         if not texts:
             return []
-        logits, distances = self.scorer.answers(texts)
+        logits, *others = answers = self.scorer.answers(texts)
         if logits.shape != (len(texts), len(self.labels)):
             raise ModelOutputError(
                 f"The model answered with shape {logits.shape} to {len(texts)} texts and "
                 f"{len(self.labels)} labels."
             )
-        if distances.shape != (len(texts),):
-            raise ModelOutputError(
-                f"The model's output {DISTANCE!r} has shape {distances.shape}; one number for each "
-                f"of the {len(texts)} texts was expected."
-            )
-        if not (np.isfinite(logits).all() and np.isfinite(distances).all()):
+        for name, numbers in zip(answers._fields[1:], others, strict=True):
+            if numbers.shape != (len(texts),):
+                raise ModelOutputError(
+                    f"The model's output {name!r} has shape {numbers.shape}; one number for each "
+                    f"of the {len(texts)} texts was expected."
+                )
+        if not all(np.isfinite(numbers).all() for numbers in answers):
             raise ModelOutputError("The model answered with NaN or infinity.")
-        return to_predictions(logits, self.labels, self.temperature, distances)
+        return to_predictions(logits, self.labels, self.temperature, *others)
 
     def golden_rows(self, texts: Sequence[str]) -> list[GoldenRow]:
         """What this model says to a few texts, to be kept in its bundle."""
@@ -202,6 +215,7 @@ class OnnxClassifier:
                 probabilities=made.probabilities,
                 energy=made.energy,
                 distance=made.distance,
+                ngram_margin=made.ngram_margin,
             )
             for text, made in zip(texts, self.predict(texts), strict=True)
         ]
@@ -223,7 +237,10 @@ class OnnxClassifier:
 def _gaps(row: GoldenRow, answer: Prediction) -> dict[str, float]:
     """How far an answer is from the golden one, in each figure that a policy can read."""
     shares = zip(row.probabilities, answer.probabilities, strict=True)
-    pairs = {"energy": (row.energy, answer.energy), "distance": (row.distance, answer.distance)}
+    pairs = {
+        name: (getattr(row, name), getattr(answer, name))
+        for name in ("energy", DISTANCE, NGRAM_MARGIN)
+    }
     return {
         "probabilities": max(abs(a - b) for a, b in shares),
         **{name: abs(a - b) / max(1.0, abs(a)) for name, (a, b) in pairs.items()},

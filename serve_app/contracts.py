@@ -72,7 +72,8 @@ class Prediction:
     lead of the first over the second; `entropy` is divided by log(classes), so it is in [0, 1].
     `energy` is the logsumexp of the tempered logits, high for the familiar. `distance` is from what
     the model was trained on: 1.0 is as far as its furthest 1% of calibration messages, and 0.0 is
-    also what a model says that does not measure it.
+    also what a model says that does not measure it. `ngram_margin` is by how much a classifier of
+    n-grams prefers `label` to any other; 0.0 likewise.
     """
 
     label: str
@@ -82,6 +83,7 @@ class Prediction:
     probabilities: tuple[float, ...] = field(repr=False)
     energy: float = 0.0
     distance: float = 0.0
+    ngram_margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

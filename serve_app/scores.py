@@ -129,6 +129,13 @@ class Distance(_Single):
     signal, sign = "distance", -1.0
 
 
+class NgramMargin(_Single):
+    """By how much a classifier of n-grams prefers the answer to any other (ngrams.py)."""
+
+    kind: Literal["ngram_margin"] = "ngram_margin"
+    signal = "ngram_margin"
+
+
 class Random(_Single):
     """A hash of the text: the baseline that no score may fall behind."""
 
@@ -328,6 +335,7 @@ Score = Annotated[
     | Entropy
     | Energy
     | Distance
+    | NgramMargin
     | Random
     | Published
     | Weighted

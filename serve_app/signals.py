@@ -19,7 +19,7 @@ from serve_app.factors import TEXT_SIGNALS, text_signals
 # The edge's calibrated prediction, the text's own numbers, and a fair die.
 SIGNALS: Final = (
     "confidence", "margin", "entropy", "log_odds", "logit_margin", "energy", "distance",
-    *TEXT_SIGNALS, "random",
+    "ngram_margin", *TEXT_SIGNALS, "random",
 )  # fmt: skip
 # A probability of 0 has no logarithm; a softmax in float64 still tells this from 1.
 _LEAST: Final = 1e-12
@@ -35,6 +35,7 @@ def signals(message: Message, prediction: Prediction) -> dict[str, float]:
         "logit_margin": logit_margin(prediction.confidence, prediction.margin),
         "energy": prediction.energy,
         "distance": prediction.distance,
+        "ngram_margin": prediction.ngram_margin,
         **text_signals(message.text),
         "random": random_signal(message.text),
     }

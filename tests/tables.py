@@ -26,7 +26,9 @@ def toy_table(
     dice = np.random.default_rng(seed)
     confidence = 1.0 - 0.66 * dice.beta(0.6, 2.5, rows)
     truth = dice.integers(0, len(LABELS), rows)
-    signals = {name: dice.random(rows) for name in SIGNALS}
+    signals = {name: dice.random(rows) for name in SIGNALS if name != "ngram_margin"}
+    # From a generator of its own: what follows is drawn as if there were no such signal.
+    signals["ngram_margin"] = np.random.default_rng([seed, 1]).random(rows)
     signals["confidence"] = confidence
     signals["margin"] = np.clip(2 * confidence - 1 + dice.normal(0, 0.03, rows), 0, 1)
     signals["entropy"] = np.clip(1.4 * (1 - confidence) + dice.normal(0, 0.03, rows), 0, 1)
@@ -67,5 +69,6 @@ def row_of(table: Table, i: int) -> tuple[Message, Prediction, dict[str, float]]
         probabilities=(),
         energy=values["energy"],
         distance=values["distance"],
+        ngram_margin=values["ngram_margin"],
     )
     return message, prediction, values

@@ -44,12 +44,12 @@ def _tokenizer(path: Path) -> dict[str, int]:
 
 
 def _graph(
-    path: Path, embedding: np.ndarray, nan_token: int | None = None, distance: bool = False
+    path: Path, embedding: np.ndarray, nan_token: int | None = None, others: Sequence[str] = ()
 ) -> None:
     """The sum over tokens of embedding[token]; every unknown word pulls towards no label.
 
     Args:
-        distance: with a second output, the number of unknown words.
+        others: more outputs: `distance`, the number of unknown words; `ngram_margin`, its negative.
     """
     table = embedding.astype(np.float32)
     if nan_token is not None:
@@ -62,13 +62,16 @@ def _graph(
         helper.make_node("ReduceSum", ["kept", "middle"], ["logits"], keepdims=0),
     ]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])]
-    if distance:
+    if others:
         nodes += [
             helper.make_node("Gather", ["strange", "input_ids"], ["unknown"]),
             helper.make_node("Mul", ["unknown", "mask"], ["counted"]),
             helper.make_node("ReduceSum", ["counted", "middle"], ["distance"], keepdims=0),
+            helper.make_node("Neg", ["distance"], ["ngram_margin"]),
         ]
-        outputs.append(helper.make_tensor_value_info("distance", TensorProto.FLOAT, ["batch"]))
+        outputs += [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]) for name in others
+        ]
     graph = helper.make_graph(
         nodes,
         "toy",
@@ -97,7 +100,7 @@ def make_bundle(
     nan_word: str | None = None,
     needs: Sequence[str] = (),
     anywhere: bool = False,
-    distance: bool = False,
+    others: Sequence[str] = (),
 ) -> ModelBundle:
     """A toy bundle in `folder/role`.
 
@@ -105,7 +108,7 @@ def make_bundle(
         nan_word: the model answers NaN to that word.
         needs: CPU flags that the manifest says model.onnx needs; the toy computes without.
         anywhere: a second artifact, less sure of everything and with a temperature of 2.
-        distance: the model tells how many words it does not know.
+        others: `distance` and `ngram_margin`, if the model tells them too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = known_share if known_share is not None else (0.5 if role == "edge" else 1.0)
@@ -116,7 +119,7 @@ def make_bundle(
             embedding[vocabulary[word], index] = 4.0 if rank < known * len(WORDS[label]) else 0.4
     nan_token = vocabulary[nan_word] if nan_word else None
     model = folder / f"{role}.onnx"
-    _graph(model, embedding, nan_token, distance)
+    _graph(model, embedding, nan_token, others)
     second = folder / f"{role}-any.onnx"
     _graph(second, embedding / 2)
 

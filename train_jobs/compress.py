@@ -3,7 +3,7 @@
 In: a folder in Hugging Face's layout. Out: `<variant>.onnx` files, `parity.json`, `parity.png`,
 and the choice (edge): the smallest variant that agrees with fp32, is about as fast as the fastest,
 and gives the same answer alone and in company. The edge tells its distance from the domain too
-(domain.py). The cloud stays fp32.
+(domain.py), and what n-grams say of its answer (ngrams.py). The cloud stays fp32.
 
 Parity is measured on `calibration`, so that the gate can judge the choice on other rows. Every
 variant is measured as it is served, one message per run; `batched_*` shows what sharing a run with
@@ -33,7 +33,7 @@ from cluster.settings import Settings
 from cluster.tracking import log_stage
 from serve_app.classifier import OnnxScorer, softmax
 from serve_app.cpu import has_all
-from train_jobs import domain, served
+from train_jobs import domain, ngrams, served
 from train_jobs.data import Dataset
 from train_jobs.encoders import max_tokens
 from train_jobs.quantize import RECIPES, Recipe, quantize
@@ -266,7 +266,7 @@ def _files(
 
     whole = folder / f"{FP32}.onnx"
     if quantized:
-        served.write(model, whole, domain.of(model, dataset))
+        served.write(model, whole, domain.of(model, dataset), ngrams.of(model, dataset))
     else:
         export(model, whole)
     yield None, whole, opened(whole)

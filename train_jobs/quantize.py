@@ -10,7 +10,8 @@ guessed, by compress.py. A variant is named for its matrix products, then for it
     rows4    the same with 4 bits
     -e8, -e4 the embedding in blocks of 8 or 4 bits (GatherBlockQuantized)
 
-The distance from the domain stays in fp32: it is a small difference of large numbers.
+The other outputs' nodes are left alone. The distance from the domain stays in fp32: it is a small
+difference of large numbers. What the n-gram margin reads has 4 bits from the start.
 """
 
 import logging
@@ -26,7 +27,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from serve_app.classifier import DISTANCE
+from serve_app.classifier import DISTANCE, NGRAM_MARGIN
 
 Products = Literal["int8", "int7", "static8", "rows8", "rows4"]
 _DOMAIN: Final = "com.microsoft"
@@ -140,8 +141,9 @@ def _rows(source: Path, target: Path, bits: int) -> None:
 
 
 def _left_alone(source: Path) -> list[str]:
-    """The nodes that compute the distance."""
-    return [node.name for node in onnx.load(source).graph.node if node.name.startswith(DISTANCE)]
+    """The nodes that compute the other outputs."""
+    names = [node.name for node in onnx.load(source).graph.node]
+    return [name for name in names if name.startswith((DISTANCE, NGRAM_MARGIN))]
 
 
 def quantize_tables(model: onnx.ModelProto, bits: Literal[8, 4]) -> None:
@@ -188,9 +190,15 @@ def in_blocks(
     return _packed(flat, bits), scale, _packed(zero.astype(np.uint8), bits)
 
 
-def rounded(table: NDArray[np.float32], bits: Literal[8, 4]) -> NDArray[np.float32]:
-    """A table (rows, width) as it reads after quantization, which then changes it no more."""
-    values, scale, zero = _steps(table, bits, _EMBEDDING_BLOCK[bits])
+def rounded(
+    table: NDArray[np.float32], bits: Literal[8, 4], block: int | None = None
+) -> NDArray[np.float32]:
+    """A table (rows, width) as it reads after quantization, which then changes it no more.
+
+    Args:
+        block: values that share a scale; None: as of an embedding.
+    """
+    values, scale, zero = _steps(table, bits, block or _EMBEDDING_BLOCK[bits])
     whole = ((values - zero[..., None]) * scale[..., None]).reshape(len(table), -1)
     return np.asarray(whole[:, : table.shape[1]], np.float32)
 

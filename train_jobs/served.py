@@ -2,7 +2,8 @@
 
 In: a classifier in Hugging Face's layout. Out: an fp32 ONNX file with one input, `input_ids`
 (batch, tokens), and the output `logits` (batch, classes); with a domain also `distance` (batch,),
-how far the message is from it. It is written node by node, not traced:
+how far the message is from it; with n-grams also `ngram_margin` (batch,), what they say of the
+answer. It is written node by node, not traced:
 
 - no mask and no padding: a message is run by itself (serve_app/classifier.py), so there is none;
 - attention is one node instead of fourteen;
@@ -22,9 +23,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModelForSequenceClassification
 
-from serve_app.classifier import DISTANCE
+from serve_app.classifier import DISTANCE, NGRAM_MARGIN
 from train_jobs.domain import Domain
 from train_jobs.encoders import Block, Parts, max_tokens, parts_of
+from train_jobs.ngrams import BITS, PRIME, STEP, Ngrams, scales
+from train_jobs.quantize import in_blocks
 
 _OURS: Final = "com.microsoft"  # ONNX Runtime's own operators
 _OPSETS: Final = {"": 18, _OURS: 1}
@@ -88,6 +91,23 @@ class _Graph:
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
 
 
+class _Output:
+    """The nodes of one more output: their names begin with its own, by which quantize.py knows
+    what to leave alone."""
+
+    def __init__(self, graph: _Graph, name: str) -> None:
+        self._graph, self._name = graph, name
+
+    def node(self, kind: str, given: Sequence[str], name: str, domain: str = "", **how: Any) -> str:
+        return self._graph.node(kind, given, f"{self._name}.{name}", domain, **how)
+
+    def tensor(self, value: Any, name: str) -> str:
+        return self._graph.tensor(value, f"{self._name}.{name}")
+
+    def last(self, kind: str, given: Sequence[str]) -> None:
+        self._graph.node(kind, given, self._name)
+
+
 def _layer(graph: _Graph, x: str, read: str, block: Block, parts: Parts, name: str) -> str:
     """One layer. Args: x: every position; read: the positions that are computed."""
     given = [
@@ -111,32 +131,67 @@ def _layer(graph: _Graph, x: str, read: str, block: Block, parts: Parts, name: s
 
 
 def _distance(graph: _Graph, x: str, domain: Domain) -> None:
-    """Domain.distances, of features `x` (batch, H).
-
-    Every node's name begins with the output's, by which quantize.py knows what to leave alone.
-    """
-
-    def node(kind: str, given: Sequence[str], name: str, **how: Any) -> str:
-        return graph.node(kind, given, f"{DISTANCE}.{name}", **how)
+    """Domain.distances, of features `x` (batch, H)."""
+    made = _Output(graph, DISTANCE)
 
     def tensor(value: Any, name: str) -> str:
-        return graph.tensor(np.asarray(value, np.float32), f"{DISTANCE}.{name}")
+        return made.tensor(np.asarray(value, np.float32), name)
 
-    last = graph.tensor(np.array([-1]), f"{DISTANCE}.axis")
+    last = made.tensor(np.array([-1]), "axis")
     # Not a Gemm, which quantizers take apart under other names.
-    each = node("MatMul", [x, tensor(domain.classes, "classes")], "each")
-    moved = node("Add", [each, tensor(domain.offsets, "offsets")], "moved")
-    nearest = node("ReduceMin", [moved, last], "nearest", keepdims=0)
-    leading = node("MatMul", [x, tensor(domain.directions, "directions")], "leading")
-    less = node("ReduceSumSquare", [leading, last], "less", keepdims=0)
-    whole = node("ReduceSumSquare", [x, last], "whole", keepdims=0)
-    weighed = node("Mul", [whole, tensor(domain.weight, "weight")], "weighed")
-    square = node("Add", [node("Sub", [weighed, less], "own"), nearest], "square")
-    graph.node("Sqrt", [node("Relu", [square], "positive")], DISTANCE)
+    each = made.node("MatMul", [x, tensor(domain.classes, "classes")], "each")
+    moved = made.node("Add", [each, tensor(domain.offsets, "offsets")], "moved")
+    nearest = made.node("ReduceMin", [moved, last], "nearest", keepdims=0)
+    leading = made.node("MatMul", [x, tensor(domain.directions, "directions")], "leading")
+    less = made.node("ReduceSumSquare", [leading, last], "less", keepdims=0)
+    whole = made.node("ReduceSumSquare", [x, last], "whole", keepdims=0)
+    weighed = made.node("Mul", [whole, tensor(domain.weight, "weight")], "weighed")
+    square = made.node("Add", [made.node("Sub", [weighed, less], "own"), nearest], "square")
+    made.last("Sqrt", [made.node("Relu", [square], "positive")])
 
 
-def graph_of(parts: Parts, domain: Domain | None = None) -> onnx.ModelProto:
-    """The graph of a classifier that was taken apart, and of its distance from a domain."""
+def _ngram_margin(graph: _Graph, ngrams: Ngrams, longest: int) -> None:
+    """Ngrams.margins of `input_ids`, of the class with the highest of `logits`."""
+    made = _Output(graph, NGRAM_MARGIN)
+    axis = made.tensor(np.array([1]), "one")  # both an axis and where the second token is
+    said = made.node("ReduceSum", [_read(made, ngrams, axis), axis], "said", keepdims=0)
+    answer = made.node("ArgMax", ["logits"], "answer", axis=1, keepdims=1)
+    own = made.node("GatherND", [said, answer], "own", batch_dims=1)
+    classes = made.tensor(np.arange(ngrams.table.shape[1]), "classes")
+    answered = made.node("Equal", [answer, classes], "answered")
+    least = made.tensor(np.float32(-np.inf), "least")
+    others = made.node("Where", [answered, least, said], "others")
+    best = made.node("ReduceMax", [others, axis], "best", keepdims=0)
+    factors = made.tensor(scales(longest).astype(np.float32), "factors")
+    factor = made.node("Gather", [factors, "tokens"], "factor")
+    made.last("Mul", [made.node("Sub", [own, best], "lead"), factor])
+
+
+def _read(made: _Output, ngrams: Ngrams, axis: str) -> str:
+    """The table's rows (batch, n-grams, width) of ngrams.hashed(`input_ids`)."""
+    start, last = made.tensor(np.array([0]), "start"), made.tensor(np.array([-1]), "last")
+    end = made.tensor(np.array([np.iinfo(np.int64).max]), "end")
+    former = made.node("Slice", ["input_ids", start, last, axis], "former")
+    latter = made.node("Slice", ["input_ids", axis, end, axis], "latter")
+    moved = made.node("Mul", [former, made.tensor(np.array(STEP), "step")], "moved")
+    pairs = made.node("Add", [moved, latter], "pairs")
+    grams = made.node("Concat", ["input_ids", pairs], "grams", axis=1)
+    mixed = made.node("Mod", [grams, made.tensor(np.array(PRIME), "prime")], "mixed")
+    size = made.tensor(np.array(len(ngrams.table)), "size")
+    buckets = made.node("Mod", [mixed, size], "buckets")
+    values, scale, zero = in_blocks(ngrams.table, BITS, ngrams.block)
+    given = [made.tensor(values, "table"), buckets]
+    given += [made.tensor(scale, "table.scale"), made.tensor(zero, "table.zero")]
+    return made.node(
+        "GatherBlockQuantized", given, "read", _OURS,
+        gather_axis=0, quantize_axis=1, block_size=ngrams.block, bits=BITS,
+    )  # fmt: skip
+
+
+def graph_of(
+    parts: Parts, domain: Domain | None = None, ngrams: Ngrams | None = None
+) -> onnx.ModelProto:
+    """The graph of a classifier that was taken apart, and of what else it tells of a message."""
     graph = _Graph()
     zero, one = graph.tensor(np.array([0]), "zero"), graph.tensor(np.array([1]), "one")
     words = graph.node("Gather", [graph.tensor(parts.words, "words"), "input_ids"], "words.read")
@@ -158,10 +213,15 @@ def graph_of(parts: Parts, domain: Domain | None = None) -> onnx.ModelProto:
     if domain:
         _distance(graph, first, domain)
         outputs[DISTANCE] = ["batch"]
+    if ngrams:
+        _ngram_margin(graph, ngrams, len(parts.positions))
+        outputs[NGRAM_MARGIN] = ["batch"]
     return graph.model(outputs)
 
 
-def write(source: Path, target: Path, domain: Domain | None = None) -> None:
+def write(
+    source: Path, target: Path, domain: Domain | None = None, ngrams: Ngrams | None = None
+) -> None:
     """Writes the served graph of the classifier in `source`, in fp32."""
     model = AutoModelForSequenceClassification.from_pretrained(source).eval()
-    onnx.save(graph_of(parts_of(model, max_tokens(str(source))), domain), target)
+    onnx.save(graph_of(parts_of(model, max_tokens(str(source))), domain, ngrams), target)

@@ -36,6 +36,8 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 UNKNOWN: Final = -1  # the true label of a row that nobody has labelled
 _CHUNK = 64  # messages between two reports of progress
 _METADATA: Final = b"firstline_table"
+# A signal that tables from before lack; what scored them does not measure it, and so says 0.0.
+_LATER: Final = "ngram_margin"
 _HEADER: Final = (
     "labels", "split", "fingerprint", "edge_sha256", "cloud_sha256", "edge_artifact",
     "edge_s", "cloud_s",
@@ -260,6 +262,8 @@ def load_table(path: Path) -> Table:
     try:
         data = pq.read_table(path)
         header = json.loads(data.schema.metadata[_METADATA])
+        if _LATER not in data.schema.names:
+            data = data.append_column(_LATER, pa.array(np.zeros(data.num_rows)))
         columns = {name: data[name].to_numpy() for name in (*COLUMNS, *SIGNALS)}
         header = {name: header[name] for name in _HEADER if name in header}
         labels = tuple(header.pop("labels"))

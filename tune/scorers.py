@@ -24,6 +24,7 @@ from serve_app.scores import (
     Logistic,
     Margin,
     MaxProbability,
+    NgramMargin,
     Published,
     Random,
     Score,
@@ -33,16 +34,22 @@ from tune.fit import FALLBACK, FEATURES, Learn, check_extra, crossfit, fit_boost
 from tune.replay import Bools, Floats, Ints, Table
 
 SINGLES: Final[tuple[Score, ...]] = (
-    MaxProbability(), Margin(), Entropy(), Energy(), Distance(), Published(), Random(),
+    MaxProbability(), Margin(), Entropy(), Energy(), Distance(), NgramMargin(), Published(),
+    Random(),
 )  # fmt: skip
 # With these four and class offsets a logistic model was best or near best on banking77, clinc150
 # and our samples; all features overfit slightly.
 CORE: Final = ("log_odds", "logit_margin", "entropy", "energy")
+# A second opinion beside the first: two weights need few rows, and no offset of each class.
+NGRAM: Final = ("log_odds", "ngram_margin")
+STRENGTHS_OF_NGRAM: Final = (1.0, 10.0)
 STRENGTHS: Final = (1.0, 3.0, 10.0, 30.0)
 STRENGTHS_OF_ALL: Final = (10.0, 100.0)
 STRENGTHS_PER_CLASS: Final = (1.0, 10.0)
 TREES: Final = (20, 40)
 PER_CLASS: Final = "per_class"
+# Signals that not every edge measures.
+_MEASURED: Final = ("distance", "ngram_margin")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,20 +90,33 @@ def singles(table: Table) -> dict[str, Scorer]:
     return {
         score.kind: Scorer(score.kind, score, _column(score, {}, table))
         for score in SINGLES
-        if score.kind != "distance" or _has_distance(table)
+        if score.kind not in _MEASURED or _varies(table, score.kind)
     }
 
 
 def learners(table: Table) -> dict[str, Learn]:
-    """How each learned scorer is learned; those of the distance if the edge measures one."""
+    """How each learned scorer is learned.
+
+    Those of the n-gram margin, where the edge measures one, are in the place of those of the
+    distance: every further scorer is one more that chance can put first.
+    """
     core = {f"logistic-{s:g}": _logistic(CORE, s) for s in STRENGTHS}
     distance = {f"logistic-distance-{s:g}": _logistic((*CORE, "distance"), s) for s in STRENGTHS}
+    ngram: dict[str, Learn] = {
+        f"logistic-ngram-{s:g}": partial(
+            fit_logistic, features=NGRAM, strength=s, class_offsets=False
+        )
+        for s in STRENGTHS_OF_NGRAM
+    }
     every = {f"logistic-all-{s:g}": _logistic(FEATURES, s) for s in STRENGTHS_OF_ALL}
     boosted: dict[str, Learn] = {
         f"boosted-{trees}x2": partial(fit_boosted, trees=trees, depth=2) for trees in TREES
     }
     per_class = {f"{PER_CLASS}-{s:g}": _logistic(("log_odds",), s) for s in STRENGTHS_PER_CLASS}
-    return {**core, **(distance if _has_distance(table) else {}), **every, **boosted, **per_class}
+    second = distance if _varies(table, "distance") else {}
+    if _varies(table, "ngram_margin"):
+        second = ngram
+    return {**core, **second, **every, **boosted, **per_class}
 
 
 def learned(name: str, learn: Learn, table: Table, extra: Table | None) -> Scorer:
@@ -139,8 +159,8 @@ def _as_margins(score: Score) -> tuple[Weighted, dict[str, float]]:
     return Weighted(weights=score.weights), margins
 
 
-def _has_distance(table: Table) -> bool:
-    return bool(np.ptp(table.signals["distance"]) > 0.0)
+def _varies(table: Table, signal: str) -> bool:
+    return bool(np.ptp(table.signals[signal]) > 0.0)
 
 
 def _column(score: Score, margins: Mapping[str, float], table: Table) -> Floats:

@@ -15,6 +15,7 @@ from cluster.errors import BundleError, ModelOutputError
 from serve_app.classifier import (
     GOLDEN_TOLERANCE,
     OnnxClassifier,
+    Outputs,
     softmax,
     to_predictions,
 )
@@ -22,6 +23,7 @@ from serve_app.model import TierModel
 from tests.toys import LABELS, WORDS, make_bundle
 
 VOCABULARY = [word for group in WORDS.values() for word in group] + ["unknown"]
+OTHERS = ("distance", "ngram_margin")
 LOGITS = arrays(np.float32, (3,), elements=st.floats(-50, 50, width=32))
 
 
@@ -101,38 +103,46 @@ def test_what_a_prediction_says(classifier: OnnxClassifier) -> None:
     assert unsure.energy == pytest.approx(np.log(3))
     assert sure.energy > unsure.energy
     assert (sure.distance, unsure.distance) == (0.0, 0.0), "the toy measures none"
-
-
-def test_a_model_may_tell_its_distance(tmp_path: Path) -> None:
-    measures = OnnxClassifier.of(make_bundle(tmp_path, "edge", distance=True))
-    texts = ["great thanks", "great unknown", "some unknown words"]
-    together = measures.predict(texts)
-    assert [made.distance for made in together] == [0.0, 1.0, 3.0]
-    assert together == [measures.predict([text])[0] for text in texts]
-    assert measures.scorer.logits(texts).shape == (3, 3)
-    plain = OnnxClassifier.of(make_bundle(tmp_path / "plain", "edge")).predict(texts)
-    assert [replace(made, distance=0.0) for made in together] == plain
+    assert (sure.ngram_margin, unsure.ngram_margin) == (0.0, 0.0), "nor this"
 
 
 @pytest.mark.parametrize(
-    ("distance", "said"),
-    [(np.array([np.nan]), "NaN"), (np.zeros((1, 1)), r"'distance' has shape \(1, 1\)")],
+    "others", [OTHERS, OTHERS[::-1], OTHERS[:1], OTHERS[1:]], ids=lambda names: "-".join(names)
 )
-def test_a_distance_that_is_no_number_raises(
-    classifier: OnnxClassifier, monkeypatch: pytest.MonkeyPatch, distance: np.ndarray, said: str
-) -> None:
-    def outputs(*_: object) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((1, 3), np.float32), distance
+def test_a_model_may_tell_more_than_logits(tmp_path: Path, others: tuple[str, ...]) -> None:
+    """Each is known by its name: an edge of an earlier version tells the distance alone."""
+    measures = OnnxClassifier.of(make_bundle(tmp_path, "edge", others=others))
+    texts = ["great thanks", "great unknown", "some unknown words"]
+    together = measures.predict(texts)
+    for name, expected in {"distance": [0.0, 1.0, 3.0], "ngram_margin": [0.0, -1.0, -3.0]}.items():
+        known = expected if name in others else [0.0] * 3
+        assert [getattr(made, name) for made in together] == known
+    assert together == [measures.predict([text])[0] for text in texts]
+    assert measures.scorer.logits(texts).shape == (3, 3)
+    plain = OnnxClassifier.of(make_bundle(tmp_path / "plain", "edge")).predict(texts)
+    assert [replace(made, distance=0.0, ngram_margin=0.0) for made in together] == plain
 
-    monkeypatch.setattr(type(classifier.scorer), "outputs", outputs)
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    ("odd", "said"), [(np.array([np.nan]), "NaN"), (np.zeros((1, 1)), r"has shape \(1, 1\)")]
+)
+def test_what_else_it_tells_must_be_one_number(
+    classifier: OnnxClassifier, monkeypatch: pytest.MonkeyPatch, name: str, odd: np.ndarray,
+    said: str,
+) -> None:  # fmt: skip
+    one = np.zeros(1, np.float32)
+    made = Outputs(np.zeros((1, 3), np.float32), one, one)._replace(**{name: odd})
+    said = said if said == "NaN" else f"'{name}' {said}"
+    monkeypatch.setattr(type(classifier.scorer), "outputs", lambda *_: made)
     with pytest.raises(ModelOutputError, match=said):
         classifier.predict(["great"])
 
 
 def test_a_prediction_crosses_a_handle_whole(tmp_path: Path) -> None:
-    (made,) = OnnxClassifier.of(make_bundle(tmp_path, "edge", distance=True)).predict(["great you"])
+    (made,) = OnnxClassifier.of(make_bundle(tmp_path, "edge", others=OTHERS)).predict(["great you"])
     assert made.energy > 0
-    assert made.distance == 1.0
+    assert (made.distance, made.ngram_margin) == (1.0, -1.0)
     assert pickle.loads(pickle.dumps(made, protocol=5)) == made
 
 
@@ -226,11 +236,11 @@ def test_golden_rows_hold_within_the_tolerance(classifier: OnnxClassifier) -> No
 
 def test_an_energy_of_many_may_differ_by_as_large_a_share(tmp_path: Path) -> None:
     """The logits of a sure model are large, and so is what kernels disagree on."""
-    measures = OnnxClassifier.of(make_bundle(tmp_path, "edge", distance=True))
+    measures = OnnxClassifier.of(make_bundle(tmp_path, "edge", others=OTHERS))
     (row,) = measures.golden_rows(["great thanks you are not known here"])
-    for name in ("energy", "distance"):
+    for name in ("energy", *OTHERS):
         value = getattr(row, name)
-        assert value > 3
+        assert abs(value) > 3
         near = row.model_copy(update={name: value * (1 + 0.9 * GOLDEN_TOLERANCE)})
         measures.check_golden([near])
         with pytest.raises(BundleError, match=f"{name} off by 0.01"):
@@ -244,8 +254,9 @@ def test_an_energy_of_many_may_differ_by_as_large_a_share(tmp_path: Path) -> Non
         ({"probabilities": (0.4, 0.3, 0.3)}, "probabilities off"),
         ({"energy": 0.0}, "energy off"),
         ({"distance": 0.02}, "distance off by 0.0200"),
+        ({"ngram_margin": 0.02}, "ngram_margin off by 0.0200"),
     ],
-    ids=["label", "probabilities", "energy", "distance"],
+    ids=["label", "probabilities", "energy", "distance", "ngram_margin"],
 )
 def test_a_golden_row_that_comes_out_otherwise_is_refused(
     classifier: OnnxClassifier, over: dict[str, object], said: str
@@ -287,9 +298,10 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_company(
     rows: list[np.ndarray], temperature: float
 ) -> None:
     far = np.arange(len(rows)) / 3
-    together = to_predictions(np.array(rows), LABELS, temperature, far)
+    together = to_predictions(np.array(rows), LABELS, temperature, far, -far)
     alone = [
-        to_predictions(row[None], LABELS, temperature, far[i : i + 1]) for i, row in enumerate(rows)
+        to_predictions(row[None], LABELS, temperature, far[i : i + 1], -far[i : i + 1])
+        for i, row in enumerate(rows)
     ]
     assert [[made] for made in together] == alone
 

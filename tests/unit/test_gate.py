@@ -133,7 +133,8 @@ def test_wrong_golden_outputs_are_counted(
     dataset: Dataset, cloud: ModelBundle, tmp_path: Path
 ) -> None:
     right = bundle(tmp_path / "e", "edge").golden()
-    for name, wrong in {"label": "neutral", "energy": 20.0, "distance": 1.0}.items():
+    wrongs = {"label": "neutral", "energy": 20.0, "distance": 1.0, "ngram_margin": 1.0}
+    for name, wrong in wrongs.items():
         golden = [right[0].model_copy(update={name: wrong})]
         edge = bundle(tmp_path / name, "edge", golden=golden)
         assert failed(edge, cloud, dataset) == ["bundles with wrong golden outputs"]

@@ -21,7 +21,7 @@ from serve_app.classifier import OnnxScorer
 from serve_app.cpu import has_all
 from serve_app.text import TextTokenizer
 from tests.encoders import make_tiny_bert
-from train_jobs import served
+from train_jobs import ngrams, served
 from train_jobs.domain import features_of, fit
 from train_jobs.encoders import save_tokenizer
 from train_jobs.quantize import RECIPES, Recipe, in_blocks, quantize, quantize_tables, rounded
@@ -147,6 +147,7 @@ class Variants:
     folder: Path
     reference: NDArray[np.float32]
     distances: NDArray[np.float32]
+    ngram_margins: NDArray[np.float32]
 
     def file(self, name: str) -> Path:
         return self.folder / f"{name}.onnx"
@@ -176,7 +177,9 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
     read = TextTokenizer.from_file(folder / TOKENIZER, 128).encode(TEXTS)
     features = features_of(model, read)
     source = folder / "fp32.onnx"
-    served.write(folder / "model", source, fit(features, np.arange(len(TEXTS)) % 3, features))
+    labels = np.arange(len(TEXTS)) % 3
+    domain, seconds = fit(features, labels, features), ngrams.fit(read, labels.tolist(), 5)
+    served.write(folder / "model", source, domain, seconds)
     whole = OnnxScorer.open(source, folder / TOKENIZER, 128)
     before, seen = source.read_bytes(), [whole.feed([ids]) for ids in whole.tokenizer.encode(TEXTS)]
     for recipe in RECIPES:
@@ -188,8 +191,10 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
 
 @every_recipe
 def test_a_variant_is_smaller_and_says_almost_the_same(variants: Variants, recipe: Recipe) -> None:
-    size = variants.file(recipe.name).stat().st_size
-    assert size < 0.5 * variants.file("fp32").stat().st_size
+    graph = onnx.load(variants.file("fp32")).graph  # in which only the n-grams are small already
+    small = sum(len(item.raw_data) for item in graph.initializer if "ngram" in item.name)
+    size, whole = (variants.file(name).stat().st_size - small for name in (recipe.name, "fp32"))
+    assert size < 0.5 * whole
     if not has_all(recipe.needs):
         pytest.skip(f"this CPU has no {recipe.needs}")
     error = np.abs(variants.open(recipe.name).logits(TEXTS) - variants.reference).mean()
@@ -197,34 +202,44 @@ def test_a_variant_is_smaller_and_says_almost_the_same(variants: Variants, recip
 
 
 @every_recipe
-def test_the_distance_is_left_in_32_bits(variants: Variants, recipe: Recipe) -> None:
+@pytest.mark.parametrize(("output", "count"), [("distance", 5), ("ngram_margin", 13)])
+def test_the_other_outputs_are_left_as_they_are(
+    variants: Variants, recipe: Recipe, output: str, count: int
+) -> None:
     """A quantizer took a Gemm apart, renamed it, and quantized what it had been told to leave."""
 
     def kept(name: str) -> tuple[dict[str, NDArray[Any]], list[str]]:
         graph = onnx.load(variants.file(name)).graph
         tables = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
-        mine = {name: table for name, table in tables.items() if name.startswith("distance.")}
-        kinds = [node.op_type for node in graph.node if node.name.startswith("distance")]
+        mine = {name: table for name, table in tables.items() if name.startswith(f"{output}.")}
+        kinds = [node.op_type for node in graph.node if node.name.startswith(output)]
         return mine, sorted(kinds)  # quantizers sort nodes anew
 
     (tables, nodes), (whole, expected) = kept(recipe.name), kept("fp32")
     assert nodes == expected
     assert tables.keys() == whole.keys()
-    assert len(tables) == 5
+    assert len(tables) == count
     assert all(np.array_equal(tables[name], whole[name]) for name in whole)
+
+
+@every_recipe
+def test_a_variant_measures_almost_the_same(variants: Variants, recipe: Recipe) -> None:
     if has_all(recipe.needs) and "4" not in recipe.name:  # at random, 4 bits change everything
-        error = np.abs(variants.open(recipe.name).answers(TEXTS)[1] - variants.distances).mean()
+        found = variants.open(recipe.name).answers(TEXTS)
+        error = np.abs(found.distance - variants.distances).mean()
         assert error < 0.08  # 1.0 is the furthest percent
+        same = found.logits.argmax(-1) == variants.reference.argmax(-1)
+        assert same.mean() > 0.8
+        assert np.array_equal(found.ngram_margin[same], variants.ngram_margins[same])
 
 
 @every_recipe
 def test_a_message_alone_in_its_run_minds_no_company(variants: Variants, recipe: Recipe) -> None:
     scorer = variants.open(recipe.name)
-    logits, distances = scorer.answers(TEXTS)
-    for text, *seen in zip(TEXTS[::-1], logits[::-1], distances[::-1], strict=True):
-        alone = scorer.answers([text])
-        assert np.array_equal(alone[0][0], seen[0])
-        assert alone[1][0] == seen[1]
+    together = [column[::-1] for column in scorer.answers(TEXTS)]
+    for text, *seen in zip(TEXTS[::-1], *together, strict=True):
+        for alone, beside in zip(scorer.answers([text]), seen, strict=True):
+            assert np.array_equal(alone[0], beside)
 
 
 @every_recipe

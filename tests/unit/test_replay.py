@@ -45,8 +45,9 @@ class Echo:
         confidence = 0.5 + len(text) / 100
         shares = (confidence, 1 - confidence)
         return Prediction(
-            label, confidence, 2 * confidence - 1, 0.3, shares, 5 * confidence, 1 - confidence
-        )
+            label, confidence, 2 * confidence - 1, 0.3, shares, 5 * confidence, 1 - confidence,
+            confidence - 2,
+        )  # fmt: skip
 
 
 def test_the_columns_are_what_serving_computes() -> None:
@@ -58,6 +59,7 @@ def test_the_columns_are_what_serving_computes() -> None:
         assert {name: table.signals[name][i] for name in SIGNALS} == expected
         assert table.signals["energy"][i] == 5 * table.signals["confidence"][i]
         assert table.signals["distance"][i] == 1 - table.signals["confidence"][i]
+        assert table.signals["ngram_margin"][i] == table.signals["confidence"][i] - 2
     assert table.labels == ("neg", "pos")
     assert table.edge_label.tolist() == [1, 0, 0, 0]
     assert table.cloud_label.tolist() == [0, 1, 1, 1]
@@ -127,6 +129,17 @@ def test_a_table_of_an_earlier_version_was_scored_by_the_only_artifact(tmp_path:
     earlier = {b"firstline_table": json.dumps(header).encode()}
     pq.write_table(data.replace_schema_metadata(earlier), path)
     assert load_table(path).edge_artifact == "model.onnx"
+
+
+def test_a_table_of_an_earlier_version_has_no_ngram_margin(tmp_path: Path) -> None:
+    """Its bundle would answer 0.0 too, so the report of its release can still be made."""
+    path = tmp_path / "tune.parquet"
+    save_table(toy_table(5), path)
+    pq.write_table(pq.read_table(path).drop_columns(["ngram_margin"]), path)
+    assert load_table(path).signals["ngram_margin"].tolist() == [0.0] * 5
+    pq.write_table(pq.read_table(path).drop_columns(["distance"]), path)
+    with pytest.raises(DataError, match="not a table"):
+        load_table(path)
 
 
 def test_a_failed_write_leaves_the_old_table(

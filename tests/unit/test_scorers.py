@@ -20,7 +20,10 @@ from tune.scorers import Scorer, learned, learners, log_loss, pool, singles
 
 TABLE = toy_table(700, seed=1)
 EXTRA = toy_table(500, seed=2, split="calibration")
-PLAIN = ["max_probability", "margin", "entropy", "energy", "distance", "published", "random"]
+PLAIN = [
+    "max_probability", "margin", "entropy", "energy", "distance", "ngram_margin", "published",
+    "random",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +37,44 @@ def agreeing(table: Table, agrees: Bools) -> Table:
 
 
 def test_every_scorer_is_there_under_its_own_name(made: dict[str, Scorer]) -> None:
-    assert list(made)[:7] == PLAIN
+    assert list(made)[:8] == PLAIN
     assert set(learners(TABLE)) == set(made) - set(PLAIN)
     assert {name.rsplit("-", 1)[0] for name in set(made) - set(PLAIN)} == {
-        "logistic", "logistic-distance", "logistic-all", "boosted", "per_class",
+        "logistic", "logistic-ngram", "logistic-all", "boosted", "per_class",
     }  # fmt: skip
     assert all(scorer.name == name for name, scorer in made.items())
 
 
-def test_an_edge_without_a_distance_has_no_scorer_of_it() -> None:
-    flat = replace(TABLE, signals={**TABLE.signals, "distance": np.zeros(TABLE.rows)})
-    assert set(PLAIN) - set(singles(flat)) == {"distance"}
-    assert not [name for name in learners(flat) if "distance" in name]
+def without(*signals: str) -> Table:
+    return replace(TABLE, signals={**TABLE.signals, **dict.fromkeys(signals, np.zeros(TABLE.rows))})
+
+
+@pytest.mark.parametrize("name", ["distance", "ngram_margin"])
+def test_an_edge_that_does_not_measure_a_signal_has_no_scorer_of_it(name: str) -> None:
+    assert set(PLAIN) - set(singles(without(name))) == {name}
+
+
+def test_a_second_opinion_takes_the_place_of_the_distance() -> None:
+    def second(table: Table) -> set[str]:
+        return {name.split("-")[1] for name in learners(table) if name.count("-") == 2} - {"all"}
+
+    assert second(TABLE) == second(without("distance")) == {"ngram"}
+    assert second(without("ngram_margin")) == {"distance"}
+    assert second(without("distance", "ngram_margin")) == set()
+
+
+def test_a_second_opinion_that_knows_is_listened_to() -> None:
+    """Where the n-grams alone tell who is right, their scorers come first."""
+    table = toy_table(1_500)
+    odds = 3.0 * (table.signals["ngram_margin"] - 0.3) + 0.3 * table.signals["log_odds"]
+    table = agreeing(table, np.random.default_rng(0).random(1_500) < 1 / (1 + np.exp(-3 * odds)))
+    wanted = learners(table)
+    names = ("logistic-1", "logistic-ngram-1")
+    blind, listening = (learned(name, wanted[name], table, None) for name in names)
+    assert (listening.log_loss or 9) < 0.97 * (blind.log_loss or 0)
+    assert isinstance(listening.score, Logistic)
+    assert listening.score.weights["ngram_margin"] > 0
+    assert not listening.score.classes
 
 
 def test_progress_is_told_of_each_that_is_learned() -> None:

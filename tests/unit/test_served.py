@@ -16,6 +16,8 @@ from tests.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_rober
 from train_jobs import served
 from train_jobs.domain import Domain, features_of, fit
 from train_jobs.encoders import ACTIVATIONS, save_tokenizer
+from train_jobs.ngrams import Ngrams
+from train_jobs.ngrams import fit as fit_ngrams
 
 MAKERS = {"bert": make_tiny_bert, "roberta": make_tiny_roberta, "distilbert": make_tiny_distilbert}
 FIELD = {"bert": "hidden_act", "roberta": "hidden_act", "distilbert": "activation"}
@@ -87,7 +89,7 @@ def test_the_distance_is_the_domains(tmp_path: Path, kind: str) -> None:
     assert scorer.output_names == ("logits", "distance")
     for length in (1, 9, 128):
         ids = np.random.default_rng(length).integers(20, 700, (5, length)).tolist()
-        logits, distances = scorer.outputs(ids)
+        logits, distances, _ = scorer.outputs(ids)
         assert np.array_equal(logits, plain.run(ids))
         expected = domain.distances(features_of(model, ids))
         assert distances.shape == (5,)
@@ -105,3 +107,39 @@ def test_the_distance_adds_few_nodes(tmp_path: Path) -> None:
     added = [node.name for node in measures.graph.node][len(plain.graph.node) :]
     assert len(added) == 11
     assert all(name.startswith("distance") for name in added)
+
+
+def ngrams_of(classes: int = 5) -> Ngrams:
+    """Of messages of random pieces, the last class unseen."""
+    ids = np.random.default_rng(1).integers(20, 700, (80, 9))
+    return fit_ngrams(ids.tolist(), (np.arange(80) % (classes - 1)).tolist(), classes)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_ngram_margin_is_that_of_the_answer(tmp_path: Path, kind: str) -> None:
+    """In a batch too; a message of nothing but special tokens, and the longest that there is."""
+    model, plain = made(kind, tmp_path)
+    ngrams = ngrams_of()
+    served.write(tmp_path / "model", tmp_path / "seconds.onnx", domain_of(model), ngrams)
+    scorer = OnnxScorer.open(tmp_path / "seconds.onnx", tmp_path / TOKENIZER, 128)
+    assert scorer.output_names == ("logits", "distance", "ngram_margin")
+    for length in (1, 2, 3, 9, 128):
+        ids = np.random.default_rng(length).integers(0, 700, (5, length)).tolist()
+        found = scorer.outputs(ids)
+        assert np.array_equal(found.logits, plain.run(ids))
+        expected = ngrams.margins(ids, found.logits.argmax(-1))
+        assert found.ngram_margin.shape == (5,)
+        assert np.ptp(expected) > 0.05
+        np.testing.assert_allclose(found.ngram_margin, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ngrams_need_no_domain_and_few_nodes(tmp_path: Path) -> None:
+    made("bert", tmp_path)
+    plain = onnx.load(tmp_path / "model.onnx")
+    served.write(tmp_path / "model", tmp_path / "seconds.onnx", ngrams=ngrams_of())
+    seconds = onnx.load(tmp_path / "seconds.onnx")
+    onnx.checker.check_model(seconds)
+    assert [item.name for item in seconds.graph.output] == ["logits", "ngram_margin"]
+    added = [node.name for node in seconds.graph.node][len(plain.graph.node) :]
+    assert len(added) == 17
+    assert all(name.startswith("ngram_margin") for name in added)
