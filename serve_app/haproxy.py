@@ -25,6 +25,7 @@ MAX_PER_ROUTER: Final = 128
 MAX_WAITING: Final = 128
 MAX_WAIT_MS: Final = 250
 BODY_TIMEOUT_S: Final = 16  # as intake.py
+JOBS: Final = "/v1/jobs"
 # Status -> code, message and whether to come back, in the shape of problems.py. What the routers
 # say themselves passes through.
 _PAGES: Final = {
@@ -42,6 +43,7 @@ def bounded(config: str) -> str:
     - A router gets so many requests at once; so many wait for one, for so long; others get a 429.
     - A request that fits HAProxy's buffer (16 KB) is whole before a router hears of it: a slow
       client takes nobody's place.
+    - A job is asked for once: of a router that dies under it, nobody knows whether it is there.
     - What HAProxy answers itself has the API's one shape.
     - Its statistics are told on loopback only.
     """
@@ -50,7 +52,7 @@ def bounded(config: str) -> str:
     config = re.sub(r"(?m)^( +bind) \*?:(\d+)$", r"\1 127.0.0.1:\2", config)
     routers = r"(?m)^( +server \S+ \S+ check)(?! backup$)"
     config = re.sub(routers, rf"\1 maxconn {MAX_PER_ROUTER}", config)
-    return re.sub(r"(?m)^( +)use_backend (\S+) if (\S+)$", _refusing, config)
+    return re.sub(r"(?m)^( +)use_backend (\S+) if (\S+)$", _rules, config)
 
 
 def _defaults() -> str:
@@ -67,11 +69,16 @@ def _defaults() -> str:
     return "".join(f"    {line}\n" for line in lines)
 
 
-def _refusing(found: re.Match[str]) -> str:
+def _rules(found: re.Match[str]) -> str:
     """Reading is always let through: an operator wants to look when a service is full."""
     indent, name, where = found.groups()
     full = f"{{ queue({name}) ge {MAX_WAITING} }}"
-    return f"{indent}http-request deny deny_status 429 if {where} !METH_GET {full}\n{found[0]}"
+    lines = (
+        f"http-request deny deny_status 429 if {where} !METH_GET {full}",
+        f"http-request disable-l7-retry if METH_POST {{ path {JOBS} }}",
+        found[0].lstrip(),
+    )
+    return "\n".join(indent + line for line in lines)
 
 
 def main() -> None:

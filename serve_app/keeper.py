@@ -285,8 +285,8 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
         # A router that dies under a request says nothing, and HAProxy would cut its client off.
-        # Another router is asked instead: whatever may be asked of us twice does no harm, but for a
-        # job that may then be there twice.
+        # Another router is asked instead, since whatever may be asked of us twice does no harm; but
+        # for a job, see haproxy.py.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": _DRAIN_S,
         # Per request, a line from HAProxy to a Python process that counts it; ours are /metrics.

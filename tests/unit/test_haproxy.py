@@ -98,6 +98,11 @@ def test_routers_are_bounded_and_what_stands_in_for_them_is_not(written: Path) -
     assert "timeout queue 250ms" in made
 
 
+def test_a_job_is_not_asked_for_twice(written: Path) -> None:
+    made = haproxy.bounded(written.read_text())
+    assert "disable-l7-retry if METH_POST { path /v1/jobs }" in made
+
+
 def test_statistics_are_told_on_loopback_only(written: Path) -> None:
     before, after = written.read_text(), haproxy.bounded(written.read_text())
     assert len(re.findall(r"(?m)^ +bind \*?:\d+$", before)) == 2
