@@ -210,7 +210,7 @@ def _forget_controller() -> None:
     from ray.serve import context
 
     if ray.is_initialized():
-        context._set_global_client(None)
+        context._set_global_client(None)  # type: ignore[no-untyped-call]
 
 
 def shut_down() -> None:
