@@ -31,9 +31,9 @@ JOBS: Final = "/v1/jobs"
 _PAGES: Final = {
     408: ("too_slow", f"The request was not whole within {BODY_TIMEOUT_S} s.", False),
     429: ("overloaded", "Too many requests are waiting. Try again in a moment.", True),
-    502: ("unavailable", "The router broke off. Try again in a moment.", True),
+    502: ("unavailable", "The router broke off. Try again in a moment.", True),  # sent as a 503
     503: ("unavailable", "No router answers. Try again in a moment.", True),
-    504: ("unavailable", "The router took too long. Try again in a moment.", True),
+    504: ("unavailable", "The router took too long. Try again in a moment.", True),  # as a 503
 }
 
 
@@ -76,6 +76,7 @@ def _rules(found: re.Match[str]) -> str:
     lines = (
         f"http-request deny deny_status 429 if {where} !METH_GET {full}",
         f"http-request disable-l7-retry if METH_POST {{ path {JOBS} }}",
+        "http-after-response set-status 503 if { status 502 504 }",
         found[0].lstrip(),
     )
     return "\n".join(indent + line for line in lines)

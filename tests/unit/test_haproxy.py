@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -60,9 +62,9 @@ def written(tmp_path: Path, port: int) -> Path:
     return file
 
 
-@pytest.fixture
-def running(written: Path, tmp_path: Path, port: int) -> Iterator[int]:
-    """The port of a HAProxy that was started as Ray starts it; its process number is Ray's."""
+@contextmanager
+def started(written: Path, tmp_path: Path, port: int) -> Iterator[None]:
+    """HAProxy, started as Ray starts it; its process number is Ray's."""
     program = serve_environment(tmp_path)[haproxy.PROGRAM]
     environment = {**os.environ, haproxy.PROGRAM: program}
     with subprocess.Popen(
@@ -76,9 +78,15 @@ def running(written: Path, tmp_path: Path, port: int) -> Iterator[int]:
                         break
                 time.sleep(0.02)
             assert Path(f"/proc/{process.pid}/exe").resolve() == Path(get_haproxy_binary())
-            yield port
+            yield
         finally:
             process.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture
+def running(written: Path, tmp_path: Path, port: int) -> Iterator[int]:
+    with started(written, tmp_path, port):
+        yield port
 
 
 def test_haproxy_reads_what_ray_writes_with_our_bounds(written: Path) -> None:
@@ -125,6 +133,30 @@ def test_without_a_router_it_says_so_in_our_shape(running: int) -> None:
     assert (status, after) == (503, "1")
     assert said["error"]["code"] == "unavailable"
     assert said["error"]["details"] == []
+
+
+def test_a_router_that_breaks_off_is_a_503_to_come_back_after(
+    written: Path, tmp_path: Path, port: int
+) -> None:
+    """It is well by its health check, and the rest of its answers is missing."""
+
+    def break_off() -> None:
+        with suppress(OSError):
+            while True:
+                wire, _ = router.accept()
+                with wire:
+                    healthy = wire.recv(65536).startswith(b"GET ")
+                    wire.sendall(b"HTTP/1.1 200 OK\r\ncontent-le")
+                    wire.sendall(b"ngth: 0\r\n\r\n" if healthy else b"")
+
+    with socket.create_server(("127.0.0.1", 0)) as router:
+        at = rf"\1:{router.getsockname()[1]}"
+        written.write_text(re.sub(r"(server one 127.0.0.1):\d+", at, written.read_text()))
+        threading.Thread(target=break_off, daemon=True).start()
+        with started(written, tmp_path, port):
+            status, after, said = ask(port)
+    assert (status, after) == (503, "1")
+    assert said["error"]["message"].startswith("The router broke off.")
 
 
 def test_a_start_over_a_file_that_is_bounded_already_changes_nothing(
