@@ -89,14 +89,14 @@ class Stage:
                 with _gone():
                     os.kill(pid, signal.SIGCONT)
 
-    def memory_mb(self) -> float:
-        """Of all processes of the service, shared pages counted once for each."""
+    def memory(self) -> dict[int, float]:
+        """MB of each process of the service by its number, shared pages counted for each."""
         assert self.info.haproxy_dir is not None
-        total = 0
+        found = {}
         for pid in marked(self.info.haproxy_dir):
             with _gone():
-                total += psutil.Process(pid).memory_info().rss
-        return total / 1e6
+                found[pid] = psutil.Process(pid).memory_info().rss / 1e6
+        return found
 
     def ask(self, text: str, timeout_s: float = 5.0) -> httpx.Response:
         body = {"texts": [text]}

@@ -156,7 +156,7 @@ def test_a_router_that_breaks_off_is_a_503_to_come_back_after(
         with started(written, tmp_path, port):
             status, after, said = ask(port)
     assert (status, after) == (503, "1")
-    assert said["error"]["message"].startswith("The router broke off.")
+    assert str(said["error"]["message"]).startswith("The router broke off.")
 
 
 def test_a_start_over_a_file_that_is_bounded_already_changes_nothing(
