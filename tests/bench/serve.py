@@ -125,6 +125,11 @@ def measure(url: str, bench: Bench) -> dict[str, float]:
     }
 
 
+def settle(url: str, bench: Bench) -> None:
+    """Load until autoscaling has added what it wants."""
+    wrk(url, bodies_of(bench.texts), connections=CONNECTIONS, seconds=_SETTLED_S)
+
+
 def many(url: str, bench: Bench) -> float:
     """Messages/s at `MANY` texts a request."""
     bodies = bodies_of(bench.texts, MANY)
@@ -148,9 +153,10 @@ def our_turn(bench: Bench, seen: Seen) -> None:
     with serving(bench.settings, bench.near.id, config()) as info:
         url = info.url + PATH
         check(OURS, url, texts, labels, 1.0)
-        wrk(url, bodies_of(bench.texts), connections=CONNECTIONS, seconds=_SETTLED_S)
+        settle(url, bench)
         seen.add(OURS, **measure(url, bench), many_per_s=many(url, bench))
         service.promote(bench.settings, bench.mixed.id)
+        settle(url, bench)
         seen.add(MIXED, **measure(url, bench), edge_share=edge_share(url, bench))
 
 

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from cluster.errors import ServiceError
 from cluster.processes import started
 from cluster.settings import load_settings
+from serve_app import haproxy
 from serve_app.admission import Admission
 from serve_app.contracts import Caller
 from serve_app.job_runner import Command, JobsConfig, Runner, score_command
@@ -128,7 +129,7 @@ async def until(client: httpx.AsyncClient, job_id: str, *states: str) -> dict[st
 
 
 async def made(client: httpx.AsyncClient, body: Any = None, key: str = "anonymous") -> str:
-    response = await client.post("/v1/jobs", json=body or TEXT_JOB, headers={"x-key": key})
+    response = await client.post(haproxy.JOBS, json=body or TEXT_JOB, headers={"x-key": key})
     assert response.status_code == 202, response.text
     return str(response.json()["id"])
 
