@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from serve_app.admission import MAX_DEADLINE_MS, Admission, RefusedError, Visit, deadline_s
 from serve_app.contracts import Caller, Route, RouteReason
 from serve_app.explain import Explanation
-from serve_app.gate import MAX_IN_WORK, Gate, Reply
+from serve_app.gate import MAX_IN_WORK, Gate, Gated, Reply
 from serve_app.idempotency import Idempotency, IdempotencyConfig
 from serve_app.intake import Intake
 from serve_app.keys import Scope
@@ -214,22 +214,22 @@ def create_api(
         admission: None: everybody may ask everything.
         idempotency: None: keys hold within this application.
     """
-    api = FastAPI(
+    admission = admission or Admission()
+    idempotency = idempotency or Idempotency(IdempotencyConfig(), secrets.token_bytes())
+    gate = Gate(
+        admission=admission,
+        intake=intake or Intake(),
+        direct={_CLASSIFY: Classify(service, admission, idempotency)},
+        max_in_work=max_in_work,
+    )
+    api = Gated(
+        gate,
         title="Firstline",
         version="1",
         description="Answers at the edge, escalates what is hard, accounts for every answer.",
         docs_url=None,  # FastAPI's page loads its scripts from a CDN; ours works offline
         redoc_url=None,
-        exception_handlers=dict(HANDLERS),  # type: ignore[arg-type]
-    )
-    admission = admission or Admission()
-    idempotency = idempotency or Idempotency(IdempotencyConfig(), secrets.token_bytes())
-    api.add_middleware(
-        Gate,
-        admission=admission,
-        intake=intake or Intake(),
-        direct={_CLASSIFY: Classify(service, admission, idempotency)},
-        max_in_work=max_in_work,
+        exception_handlers=dict(HANDLERS),
     )
     _add_answers(api, service, admission)
     _add_probes(api, service)

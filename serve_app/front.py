@@ -27,6 +27,7 @@ from cluster.audit import AuditLog, FeedbackRecord, TextHasher, load_key
 from cluster.bundles import Role
 from cluster.errors import ServiceError
 from cluster.settings import Settings, load_settings
+from serve_app import garbage
 from serve_app import keys as api_keys
 from serve_app.abuse import Abuse
 from serve_app.admission import Admission
@@ -140,6 +141,7 @@ class Router:
         self._looked_s = -math.inf
         if is_first:
             self._behind(self._jobs.resume())
+            garbage.settle()
         self._monitor.use(self._routing.champion.release.prices, self._routing.weights)
 
     async def __del__(self) -> None:

@@ -187,9 +187,10 @@ class Gatherer:
         if not texts:
             return []
         self._refuse(len(texts), limit_s)
-        request = self._enter(texts, limit_s)
+        loop = asyncio.get_running_loop()
+        request = self._enter(texts, limit_s, loop)
         # A timer takes a microsecond, asyncio.timeout five, of each message's way.
-        timer = asyncio.get_running_loop().call_at(request.deadline_s, request.expire)
+        timer = loop.call_at(request.deadline_s, request.expire)
         try:
             await request.done
         finally:
@@ -222,12 +223,14 @@ class Gatherer:
         each waiting request has at most as many."""
         return self._in_flight + min(self._queued, len(self._queue) * max(count, _TURN))
 
-    def _enter(self, texts: Sequence[str], limit_s: float) -> _Request:
-        loop = asyncio.get_running_loop()
-        request = _Request(texts, loop.time() + limit_s, loop.create_future(), [None] * len(texts))
+    def _enter(
+        self, texts: Sequence[str], limit_s: float, loop: asyncio.AbstractEventLoop
+    ) -> _Request:
+        now_s = loop.time()
+        request = _Request(texts, now_s + limit_s, loop.create_future(), [None] * len(texts))
         self._queue[request] = None
         self._queued += len(texts)
-        self._start(loop.time())
+        self._start(now_s)
         return request
 
     def _leave(self, request: _Request) -> None:

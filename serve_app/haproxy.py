@@ -26,6 +26,9 @@ MAX_WAITING: Final = 128
 MAX_WAIT_MS: Final = 250
 BODY_TIMEOUT_S: Final = 16  # as intake.py
 JOBS: Final = "/v1/jobs"
+CLASSIFY: Final = "/v1/classify"
+_ID: Final = "x-request-id"  # which a router would have to make otherwise
+_UNWATCHED: Final = "x-request-disconnect-disabled"  # Ray Serve's name for it
 # Status -> code, message and whether to come back, in the shape of problems.py. What the routers
 # say themselves passes through.
 _PAGES: Final = {
@@ -43,6 +46,9 @@ def bounded(config: str) -> str:
     - A router gets so many requests at once; so many wait for one, for so long; others get a 429.
     - A request that fits HAProxy's buffer (16 KB) is whole before a router hears of it: a slow
       client takes nobody's place.
+    - Nobody watches whether a client hangs up before its answer is there, which took a router two
+      tasks per request, a tenth of its time. Its message is answered and written down all the same.
+    - A request without an id gets one, as a router would have given it.
     - A job is asked for once: of a router that dies under it, nobody knows whether it is there.
     - What HAProxy answers itself has the API's one shape.
     - Its statistics are told on loopback only.
@@ -76,7 +82,9 @@ def _rules(found: re.Match[str]) -> str:
     full = f"{{ queue({name}) ge {MAX_WAITING} }}"
     lines = (
         f"http-request deny deny_status 429 if {where} !METH_GET {full}",
+        f"http-request set-header {_UNWATCHED} ?1 if METH_POST {{ path {CLASSIFY} }}",
         f"http-request disable-l7-retry if METH_POST {{ path {JOBS} }}",
+        f"http-request set-header {_ID} %[uuid()] unless {{ req.hdr({_ID}) -m found }}",
         "http-after-response set-status 503 if { status 502 504 }",
         found[0].lstrip(),
     )

@@ -41,10 +41,12 @@ _LOST: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 
 def call_of(handle: DeploymentHandle[Any], sha256: str) -> TierCall:
     """A tier's handle and the bundle it must hold -> the bare call, with what Serve raises."""
+    # What crosses are plain values of ours; cloudpickle, the default, looks at each in Python.
+    plain = handle.options(request_serialization="pickle", response_serialization="pickle")
 
     async def call(texts: list[str], budget_s: float) -> Sequence[Prediction | None]:
         answers: Sequence[Prediction | None]
-        answers = await handle.predict.remote(texts, sha256, budget_s)
+        answers = await plain.predict.remote(texts, sha256, budget_s)
         return answers
 
     return call

@@ -73,11 +73,12 @@ class Journal:
         if not records:
             return
         self._refuse(len(records))
-        entry = _Entry(records, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        entry = _Entry(records, loop.create_future())
         self._held += len(records)
         self._waiting.append(entry)
         self._write()
-        timer = asyncio.get_running_loop().call_later(self._timeout_s, _settle, [entry], self._late)
+        timer = loop.call_later(self._timeout_s, _settle, [entry], self._late)
         try:
             await entry.done
         finally:

@@ -46,6 +46,7 @@ AUTH_PATH: Final = "RAY_AUTH_TOKEN_PATH"
 _MOVING: Final = "service.lock"
 _POLL_S: Final = 0.2
 _MARKER: Final = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
+_RAY_METRICS: Final = "RAY_enable_metrics_collection"
 # An ingress replica drains this long before it stops, so that load balancers on other machines
 # hear of it. Here the only one is the HAProxy beside it, which hears within 0.1 s.
 _DRAIN_S: Final = "2"
@@ -291,7 +292,12 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": _DRAIN_S,
         # Per request, a line from HAProxy to a Python process that counts it; ours are /metrics.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        # One thread hands on some ten thousand requests a second, and a second one beside it makes
+        # each dearer by a fifth.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 4))),
+        # Ray's own figures take a twentieth of a request, and their port stands open to all; ours
+        # are /metrics. Who wants them sets it to 1.
+        _RAY_METRICS: os.environ.get(_RAY_METRICS, "0"),
         # Three missed checks and a new proxy: what a killed HAProxy costs.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",
         "RAY_SERVE_PROXY_GRACEFUL_SHUTDOWN_TIMEOUT_S": "1",

@@ -188,7 +188,7 @@ async def _unavailable(request: Request, error: Exception) -> Response:
     return problem(503, str(error), headers=_COME_BACK)
 
 
-async def _broken(request: Request, error: Exception) -> Response:
+async def broken(request: Request, error: Exception) -> Response:
     return problem(500, "Something broke here. The operator finds the cause in the router's log.")
 
 
@@ -218,7 +218,7 @@ HANDLERS: Final[Mapping[type[Exception], Handler]] = {
     UnansweredError: _unanswered,
     AuditError: _unaudited,
     ServiceError: _unavailable,
-    Exception: _broken,
+    Exception: broken,
 }
 
 

@@ -20,9 +20,10 @@ class Pulse:
 
     def late_s(self) -> float:
         """By how much the last beat was late, or the next one is already."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._loop, self._late_s = loop, 0.0
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            loop, self._late_s = asyncio.get_running_loop(), 0.0
+            self._loop = loop
             self._next(loop)
         return max(self._late_s, loop.time() - self._due_s)
 

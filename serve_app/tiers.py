@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from cluster.errors import BundleError
+from serve_app import garbage
 from serve_app.contracts import Prediction
 from serve_app.model import TierModel
 
@@ -35,6 +36,7 @@ class Tier:
         # A health check must not wait behind a long list, or Serve replaces a healthy replica.
         self._health = ThreadPoolExecutor(1, thread_name_prefix="health")
         self._model = TierModel.load(Path(path), sha256, 1, artifact)
+        garbage.settle()
 
     async def predict(
         self, texts: list[str], sha256: str, budget_s: float
