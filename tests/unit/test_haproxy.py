@@ -128,6 +128,43 @@ def ask(port: int, method: str = "POST") -> tuple[int, str | None, dict[str, dic
     return answer.status, answer.getheader("retry-after"), json.loads(answer.read())
 
 
+def send_to(router: socket.socket, written: Path) -> None:
+    at = rf"\1:{router.getsockname()[1]}"
+    written.write_text(re.sub(r"(server one 127.0.0.1):\d+", at, written.read_text()))
+
+
+def test_a_router_hears_who_asks_and_watches_for_hang_ups_only_where_it_has_to(
+    written: Path, tmp_path: Path, port: int
+) -> None:
+    heard: list[str] = []
+
+    def answer() -> None:
+        with suppress(OSError):
+            while True:
+                wire, _ = router.accept()
+                with wire:
+                    heard.append(wire.recv(65536).decode().lower())
+                    wire.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    asked: list[tuple[str, dict[str, str]]] = [
+        ("/v1/classify", {}), ("/v1/jobs", {"X-Request-ID": "mine"})
+    ]  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as router:
+        send_to(router, written)
+        threading.Thread(target=answer, daemon=True).start()
+        with started(written, tmp_path, port):
+            for path, headers in asked:
+                connection = HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("POST", path, b"{}", headers)
+                assert connection.getresponse().status == 200
+    (classify,) = [head for head in heard if head.startswith("post /v1/classify")]
+    (jobs,) = [head for head in heard if head.startswith("post /v1/jobs")]
+    assert re.search(r"\nx-request-id: [0-9a-f-]{36}\r\n", classify)
+    assert "\nx-request-disconnect-disabled: ?1\r\n" in classify
+    assert re.findall(r"\nx-request-id: (.*)\r\n", jobs) == ["mine"]
+    assert "x-request-disconnect-disabled" not in jobs
+
+
 def test_without_a_router_it_says_so_in_our_shape(running: int) -> None:
     status, after, said = ask(running)
     assert (status, after) == (503, "1")
@@ -150,8 +187,7 @@ def test_a_router_that_breaks_off_is_a_503_to_come_back_after(
                     wire.sendall(b"ngth: 0\r\n\r\n" if healthy else b"")
 
     with socket.create_server(("127.0.0.1", 0)) as router:
-        at = rf"\1:{router.getsockname()[1]}"
-        written.write_text(re.sub(r"(server one 127.0.0.1):\d+", at, written.read_text()))
+        send_to(router, written)
         threading.Thread(target=break_off, daemon=True).start()
         with started(written, tmp_path, port):
             status, after, said = ask(port)
