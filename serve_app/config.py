@@ -32,7 +32,7 @@ class TierConfig(_Model):
     max_replicas: int = Field(2, ge=1)
     cpus: float = Field(0.5, gt=0, description="per replica, as Ray counts them")
     threads: int = Field(1, ge=1, description="of a replica: messages that run side by side")
-    target_ongoing_requests: float = Field(2.0, gt=0, description="lists per replica to scale by")
+    target_ongoing_requests: float = Field(1.0, gt=0, description="lists per replica to scale by")
     upscale_delay_s: float = Field(5.0, ge=0)
     downscale_delay_s: float = Field(120.0, ge=0)
     look_back_s: float = Field(5.0, gt=0, description="load is a mean over this long")
@@ -67,7 +67,6 @@ class CloudConfig(TierConfig):
     """The cloud's: it runs rarely, so its replica may use both of two cores while it does."""
 
     threads: int = Field(2, ge=1, description="of a replica: messages that run side by side")
-    target_ongoing_requests: float = Field(1.0, gt=0, description="lists per replica to scale by")
     timeout_s: float = Field(3.0, gt=0, description="for a message, its wait included")
 
 

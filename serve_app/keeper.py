@@ -295,8 +295,8 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
         # One thread hands on some ten thousand requests a second, and a second one beside it makes
         # each dearer by a fifth.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 4))),
-        # Ray's own figures take a twentieth of a request, and their port stands open to all; ours
-        # are /metrics. Who wants them sets it to 1.
+        # Ray's own figures take a twentieth of a request; ours are /metrics. Who wants both sets
+        # it to 1.
         _RAY_METRICS: os.environ.get(_RAY_METRICS, "0"),
         # Three missed checks and a new proxy: what a killed HAProxy costs.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",
