@@ -376,6 +376,8 @@ def main() -> None:
             await client.closed(arguments.connections, arguments.seconds)
         client.close()
 
+    # Whoever is started behind a shell's back is born deaf to it, and it is how we are ended.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         uvloop.run(send())
     if arguments.records:
