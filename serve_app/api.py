@@ -21,6 +21,7 @@ from serve_app.admission import MAX_DEADLINE_MS, Admission, RefusedError, Visit,
 from serve_app.contracts import Caller, Route, RouteReason
 from serve_app.explain import Explanation
 from serve_app.gate import MAX_IN_WORK, Gate, Gated, Reply
+from serve_app.haproxy import CLASSIFY
 from serve_app.idempotency import Idempotency, IdempotencyConfig
 from serve_app.intake import Intake
 from serve_app.keys import Scope
@@ -29,7 +30,6 @@ from serve_app.text import MAX_CHARS
 from serve_app.work import Answered
 
 MAX_TEXTS: Final = 256
-_CLASSIFY: Final = "/v1/classify"
 _REPLAYED: Final = ((b"idempotent-replay", b"true"),)
 _ENCODE: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -219,7 +219,7 @@ def create_api(
     gate = Gate(
         admission=admission,
         intake=intake or Intake(),
-        direct={_CLASSIFY: Classify(service, admission, idempotency)},
+        direct={CLASSIFY: Classify(service, admission, idempotency)},
         max_in_work=max_in_work,
     )
     api = Gated(
@@ -239,7 +239,7 @@ def create_api(
 
 def _add_answers(api: FastAPI, service: Service, admission: Admission) -> None:
     @api.post(
-        _CLASSIFY,
+        CLASSIFY,
         response_model=ClassifyOut,
         responses=_errors(400, 408, 409, 413, 415, 422, 503),
         dependencies=[Depends(admission.needs(Scope.CLASSIFY))],
@@ -260,7 +260,7 @@ def _add_answers(api: FastAPI, service: Service, admission: Admission) -> None:
         ] = None,
     ) -> Response:
         # Described here for the schema: the gate hands the request to `Classify`.
-        raise AssertionError(f"{_CLASSIFY} came past the gate")
+        raise AssertionError(f"{CLASSIFY} came past the gate")
 
     @api.post(
         "/v1/feedback",

@@ -1,13 +1,13 @@
 """What a replica tells Python's garbage collector once it is set up, before it answers.
 
 A look at young objects takes longer the more requests are in work, and by default comes every 700
-objects, some ten requests. In the router it took 7% of the event loop.
+objects. In the router it took 7% of the event loop.
 """
 
 import gc
 from typing import Final
 
-# Objects with references, allocated and not freed, between two looks: some 4 MB.
+# Objects with references, allocated and not freed, between two looks.
 _YOUNG: Final = 20_000
 
 

@@ -47,7 +47,7 @@ def bounded(config: str) -> str:
     - A request that fits HAProxy's buffer (16 KB) is whole before a router hears of it: a slow
       client takes nobody's place.
     - Nobody watches whether a client hangs up before its answer is there, which took a router two
-      tasks per request, a tenth of its time. Its message is answered and written down all the same.
+      tasks per request, 8% of its time. Its message is answered and written down all the same.
     - A request without an id gets one, as a router would have given it.
     - A job is asked for once: of a router that dies under it, nobody knows whether it is there.
     - What HAProxy answers itself has the API's one shape.
