@@ -19,6 +19,7 @@ from cluster.errors import ReleaseError
 from cluster.placement import actor_options
 from cluster.releases import Release, list_releases, load_release
 from cluster.settings import Settings, load_settings
+from serve_app.balance import LeastOutstanding
 from serve_app.config import ReleaseArgs, RouterArgs, TierConfig
 from serve_app.explain import load_alternatives
 from serve_app.front import CARD, Router
@@ -34,6 +35,7 @@ _SURGE_PERCENT: Final = 100
 # A line per request and per call costs a tenth of a router's time; the audit log has them all.
 # Serve makes each line before it throws it away, unless the level says that nobody wants it.
 _LOGGING: Final = {"enable_access_log": False, "log_level": "WARNING"}
+_BALANCED: Final = {"request_router_class": LeastOutstanding}
 
 
 class Card:
@@ -106,6 +108,7 @@ def _tier(
         graceful_shutdown_timeout_s=10,
         max_surge_percent=_SURGE_PERCENT,
         logging_config=_LOGGING,
+        request_router_config=_BALANCED,
         autoscaling_config={
             "min_replicas": config.min_replicas,
             "max_replicas": config.max_replicas,

@@ -57,7 +57,7 @@ class ServiceRate:
 
     _MIN_S: Final = 0.1  # of saturation; before, one short call would be the whole estimate
 
-    def __init__(self, half_life_s: float = 0.2) -> None:
+    def __init__(self, half_life_s: float = 0.5) -> None:
         self._half_life_s = half_life_s
         self._messages = 0.0
         self._seconds = 0.0
