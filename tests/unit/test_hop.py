@@ -3,14 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve._private.common import DeploymentID
+from ray.serve._private.serialization import RPCSerializer
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from cluster.errors import BundleError, ServiceError
+from cluster.errors import BundleError, ModelOutputError, ServiceError
 from serve_app.contracts import Prediction
 from serve_app.gather import Gatherer, OverloadedError
 from serve_app.hop import Hop
@@ -167,3 +169,24 @@ async def test_behind_a_gatherer_a_killed_replica_is_not_seen() -> None:
     outcomes = await gatherer(["a", "b"])
     assert all(isinstance(outcome, ConnectionError) for outcome in outcomes)
     assert not any(isinstance(outcome, ServiceError) for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BundleError("redeployed under it"), TimeoutError("late"), ModelOutputError("no number")],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_what_a_tier_raises_crosses_the_hop_as_it_is(error: Exception, wrapped: bool) -> None:
+    """Serve writes errors as it writes answers, here with plain `pickle`."""
+    wire = RPCSerializer("pickle", "pickle")
+    wrap: Any = RayTaskError
+    sent = wrap("predict", f"Traceback: {error}", error) if wrapped else error
+    came = wire.loads_response(wire.dumps_response(sent))
+    if wrapped:
+        came = came.as_instanceof_cause()  # as Serve raises it
+    assert isinstance(came, type(error))
+    assert str(error) in str(came)
+    handle = FakeHandle(came)
+    with pytest.raises(type(error)):
+        await hop(handle)(["a"], 5.0)
+    assert len(handle.budgets_s) == 1, "asked again for nothing"
