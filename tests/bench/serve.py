@@ -130,11 +130,12 @@ def settle(url: str, bench: Bench) -> None:
     wrk(url, bodies_of(bench.texts), connections=CONNECTIONS, seconds=_SETTLED_S)
 
 
-def many(url: str, bench: Bench) -> float:
+def many(url: str, bench: Bench) -> dict[str, float]:
     """Messages/s at `MANY` texts a request."""
     bodies = bodies_of(bench.texts, MANY)
+    wrk(url, bodies, connections=MANY_CONNECTIONS, seconds=_WARM_S)
     load = wrk(url, bodies, connections=MANY_CONNECTIONS, seconds=bench.seconds)
-    return MANY * load.per_s
+    return {"many_per_s": MANY * load.per_s, "many_failed": float(load.failed)}
 
 
 def edge_share(url: str, bench: Bench) -> float:
@@ -154,7 +155,7 @@ def our_turn(bench: Bench, seen: Seen) -> None:
         url = info.url + PATH
         check(OURS, url, texts, labels, 1.0)
         settle(url, bench)
-        seen.add(OURS, **measure(url, bench), many_per_s=many(url, bench))
+        seen.add(OURS, **measure(url, bench), **many(url, bench))
         service.promote(bench.settings, bench.mixed.id)
         settle(url, bench)
         seen.add(MIXED, **measure(url, bench), edge_share=edge_share(url, bench))
@@ -243,6 +244,8 @@ def table(seen: Seen, score: Sequence[Row]) -> Iterator[Row]:
     yield row("one text alone as the policy routes it, p50, ms", mixed["p50_ms"])
     yield row("one text alone as the policy routes it, p95, ms", mixed["p95_ms"])
     yield row("requests that failed", [*ours["failed"], *mixed["failed"]], at_most=0)
+    yield row(f"requests of {MANY} texts that failed or were refused", ours["many_failed"],
+              at_most=0)  # fmt: skip
 
 
 def alone_rows(
@@ -324,7 +327,7 @@ def prepared(arguments: argparse.Namespace, home: Path, work: Path) -> Bench:
         cloud=cloud,
         given=Given(edge.path, artifact, cloud.path, student if student.is_dir() else None,
                     _published(cloud, home)),
-        texts=_texts(arguments.data, arguments.text),
+        texts=texts_of(arguments.data, arguments.text),
         settings=settings,
         near=near,
         mixed=mixed,
@@ -360,7 +363,7 @@ def _published(cloud: ModelBundle, home: Path) -> Path:
     return file
 
 
-def _texts(file: Path, column: str) -> list[str]:
+def texts_of(file: Path, column: str) -> list[str]:
     """Distinct texts without personal data, which a peer would not mask and so see otherwise."""
     with file.open(newline="") as opened:
         found = dict.fromkeys(line[column].strip() for line in csv.DictReader(opened))
