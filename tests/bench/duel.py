@@ -15,7 +15,6 @@ Prints CPU per message by process, too, and writes `.firstline/bench/duel.json`.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -123,7 +122,8 @@ def up(name: str, given: argparse.Namespace) -> Iterator[Version]:
                    str(given.cloud.resolve()), brace + options or "{}"]  # fmt: skip
         process = subprocess.Popen(command, env=environment, cwd=tree, text=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             url = next((line for line in process.stdout if line.startswith("http")), "").strip()
             if not url:
