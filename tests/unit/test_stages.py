@@ -1,5 +1,6 @@
 """The pure parts of the training stages, and what is refused before any of them runs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from cluster.errors import BundleError, ConfigError, DataError
 from cluster.files import sha256_json
 from serve_app.classifier import OnnxScorer
 from tests.toys import LABELS, make_bundle, message
-from train_jobs.compress import CompressConfig, Variant, choose, measure
+from train_jobs.compress import CompressConfig, Variant, choose, measure, timed
 from train_jobs.distill import evenly_spaced
 from train_jobs.encoders import MINILM, check_base, layer_count, max_tokens, resolve_base
 from train_jobs.finetune import FinetuneConfig
@@ -166,7 +167,7 @@ def test_parity_notices_a_model_that_minds_its_company(tmp_path: Path) -> None:
     counted = {
         name: measure(
             None, bundle.model_path, scorer, real.logits(texts), texts, [0, 1, 2] * 2,
-            CompressConfig(),
+            CompressConfig(), (1.0, 2.0),
         ).company_changes
         for name, scorer in (("real", real), ("batching", cast("OnnxScorer", _Batching(real))))
     }  # fmt: skip
@@ -182,14 +183,49 @@ def test_a_variants_row_says_what_it_was_and_what_changed(tmp_path: Path) -> Non
     reference[0] = reference[0, ::-1].copy()
     made = measure(
         RECIPES[0], bundle.model_path, scorer, reference, texts, [0, 1, 2, 0, 1, 0],
-        CompressConfig(),
+        CompressConfig(), (1.0, 2.0),
     )  # fmt: skip
     assert (made.name, made.needs, made.rows) == (RECIPES[0].name, RECIPES[0].needs, 6)
     assert made.label_flips_share == pytest.approx(1 / 6)
     assert made.accuracy == pytest.approx(5 / 6)
     assert made.batched_label_flips_share == 0
     assert made.size_bytes == bundle.model_path.stat().st_size
-    assert 0 < made.p50_ms <= made.p95_ms
+    assert (made.p50_ms, made.p95_ms) == (1.0, 2.0)
+
+
+class _Machine:
+    """A clock that only work moves; every other 2,000 messages take five times as long."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._messages = 0
+
+    def work(self, seconds: float) -> None:
+        self._messages += 1
+        self.now_s += seconds * (5 if self._messages % 4000 < 2000 else 1)
+
+
+@dataclass
+class _Paced:
+    machine: _Machine
+    own_s: float
+
+    def logits(self, texts: list[str]) -> None:
+        self.machine.work(self.own_s * len(texts))
+
+
+def test_a_machine_that_is_busy_for_a_while_does_not_choose_the_variant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Regression: each variant was timed by itself, and a busy minute made the smaller ones slow
+    (1.05 and 1.22 ms beside 0.85, of files that take the same)."""
+    machine = _Machine()
+    monkeypatch.setattr("train_jobs.compress.time.perf_counter", lambda: machine.now_s)
+    scorers = [cast("OnnxScorer", _Paced(machine, own_s)) for own_s in (1e-3, 2e-3, 1e-3)]
+    quick, slow, as_quick = timed(scorers, ["a text"] * 200)
+    assert quick == pytest.approx((1.0, 1.0))
+    assert slow == pytest.approx((2.0, 2.0))
+    assert as_quick == pytest.approx(quick)
 
 
 def test_a_holdout_is_a_matter_of_the_row_alone() -> None:
