@@ -324,6 +324,7 @@ def run(
         for each in _files(model, folder, length, dataset, quantized=quantized):
             made.append(each)
             report(len(made), 2 * total, each[1].stem)
+        report(total, 2 * total, "timing, in turns")
         took = timed([scorer for _, _, scorer in made], texts[: config.timed_messages])
         reference = made[0][2].logits(texts)
         for (recipe, file, scorer), took_ms in zip(made, took, strict=True):

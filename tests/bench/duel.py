@@ -28,7 +28,7 @@ from statistics import median
 from typing import Final
 
 from cluster.settings import load_settings
-from tests.bench.load import Load, alone, bodies_of, wrk
+from tests.bench.load import alone, bodies_of, wrk
 from tests.bench.ours import PATH
 from tests.bench.rows import Row, publish
 from tests.bench.serve import CONNECTIONS, MANY, texts_of
@@ -37,7 +37,7 @@ from tests.bench.serve import CONNECTIONS, MANY, texts_of
 _MANY_CONNECTIONS: Final = 6
 _ALONE: Final = 60
 _SETTLED_S: Final = 16.0  # of load, until autoscaling has added what it wants
-_STARTED_S: Final = 240.0
+_ENDED_S: Final = 240.0
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 # Run with the version's own code: it starts a service and waits for its standard input to end.
 _SERVE: Final = """
@@ -80,7 +80,7 @@ class Version:
             self.figures[f"{name}, us of CPU a message, {part}"].append(used_us)
 
     def asked_alone(self, bodies: Sequence[bytes]) -> None:
-        load: Load = alone(self.url, bodies, _ALONE)
+        load = alone(self.url, bodies, _ALONE)
         self.figures["one text alone, p50, ms"].append(load.p50_ms)
         self.figures["one text alone, p95, ms"].append(load.p95_ms)
 
@@ -134,7 +134,7 @@ def up(name: str, given: argparse.Namespace) -> Iterator[Version]:
             yield version
         finally:
             process.stdin.close()
-            process.wait(timeout=_STARTED_S)
+            process.wait(timeout=_ENDED_S)
 
 
 @contextmanager

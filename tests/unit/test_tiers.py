@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,4 +72,4 @@ def test_only_one_message_of_a_tier_of_one_thread_runs_on_the_event_loop(
 
 def test_a_bundle_that_is_another_than_promised_does_not_start(bundle: ModelBundle) -> None:
     with pytest.raises(BundleError):
-        Tier(str(Path(bundle.path)), "0" * 64, 1, MODEL)
+        Tier(str(bundle.path), "0" * 64, 1, MODEL)
