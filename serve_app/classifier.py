@@ -138,15 +138,14 @@ def to_predictions(
         ordered[:, -1],
         ordered[:, -1] - ordered[:, -2],
         entropy.clip(0.0, 1.0),
-        shares,
         np.asarray(logits, np.float64).max(axis=-1) / temperature - np.log(ordered[:, -1]),
         none if distances is None else distances,
         none if ngram_margins is None else ngram_margins,
     )
     return [
-        Prediction(labels[best], confidence, margin, spread, tuple(row), *others)
-        for best, confidence, margin, spread, row, *others in zip(
-            *(column.tolist() for column in columns), strict=True
+        Prediction(labels[best], confidence, margin, spread, row.tobytes(), *others)
+        for row, best, confidence, margin, spread, *others in zip(
+            shares.astype("<f8"), *(column.tolist() for column in columns), strict=True
         )
     ]
 

@@ -6,7 +6,6 @@ it tells nothing but what the route itself gives away.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -204,7 +203,7 @@ def blinded(
     kept = decision.route is Route.EDGE
     turned = RouteReason.CLASS_KEPT if kept else RouteReason.CLASS_ESCALATED
     reason = made.reason if made.route is decision.route else turned
-    return replace(made, route=decision.route, reason=reason)
+    return made._replace(route=decision.route, reason=reason)
 
 
 def preview(

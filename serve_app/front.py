@@ -172,6 +172,7 @@ class Router:
     def _served(self, name: str, card: Mapping[str, Any]) -> ServedRelease:
         args = self._args
         cloud_share = 1.0 - float(card["certificate"]["edge_share"]) + args.explore_share
+        edge = _gatherer(name, "edge", card, args.edge)
         return ServedRelease(
             id=card["id"],
             app=name,
@@ -179,8 +180,9 @@ class Router:
             prices=Prices.model_validate(card["prices"]),
             labels=tuple(card["labels"]),
             alternatives=tuple(map(Alternative.model_validate, card["alternatives"])),
-            edge=_gatherer(name, "edge", card, args.edge),
+            edge=edge,
             cloud=_gatherer(name, "cloud", card, args.cloud),
+            room=edge.check,
             door=Door(
                 args.breaker.made(time.monotonic), args.budget.made(time.monotonic, cloud_share)
             ),

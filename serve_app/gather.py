@@ -186,7 +186,7 @@ class Gatherer:
             return [self._late(limit_s)] * len(texts)
         if not texts:
             return []
-        self._refuse(len(texts), limit_s)
+        self.check(len(texts), limit_s)
         loop = asyncio.get_running_loop()
         request = self._enter(texts, limit_s, loop)
         # A timer takes a microsecond, asyncio.timeout five, of each message's way.
@@ -198,8 +198,9 @@ class Gatherer:
             self._leave(request)
         return [self._outcome(outcome, limit_s) for outcome in request.outcomes]
 
-    def _refuse(self, count: int, limit_s: float) -> None:
-        """Raises OverloadedError where the request would find the queue full, or wait too long."""
+    def check(self, count: int, timeout_s: float | None = None) -> None:
+        """Raises OverloadedError where the queue has no room for so many, or they would be late."""
+        limit_s = self._max_wait_s if timeout_s is None else min(timeout_s, self._max_wait_s)
         if self._queued + count > self._max_queued:
             raise OverloadedError(
                 f"{self._queued} messages are waiting and {count} more came; at most "
@@ -210,7 +211,7 @@ class Gatherer:
         if self.waiting < self._max_batch or (per_s := self._rate.per_s) is None:
             return
         ahead = self._ahead(count)
-        wait_s, limit_s = ahead / per_s, min(limit_s, self._max_wait_s)
+        wait_s = ahead / per_s
         if wait_s > limit_s:
             raise OverloadedError(
                 f"{ahead} messages are ahead, which take about {wait_s:.2g} s; at most "

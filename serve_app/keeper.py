@@ -47,6 +47,7 @@ _MOVING: Final = "service.lock"
 _POLL_S: Final = 0.2
 _MARKER: Final = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
 _RAY_METRICS: Final = "RAY_enable_metrics_collection"
+_NICENESS: Final = "RAY_worker_niceness"
 # An ingress replica drains this long before it stops, so that load balancers on other machines
 # hear of it. Here the only one is the HAProxy beside it, which hears within 0.1 s.
 _DRAIN_S: Final = "2"
@@ -300,6 +301,9 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
         # Three missed checks and a new proxy: what a killed HAProxy costs.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",
         "RAY_SERVE_PROXY_GRACEFUL_SHUTDOWN_TIMEOUT_S": "1",
+        # Ray makes its workers stand back by 15 for all else on the machine. Whoever waits for an
+        # answer comes first: before a client that floods it, and before a training run.
+        _NICENESS: os.environ.get(_NICENESS, "0"),
     }
 
 

@@ -63,6 +63,10 @@ class Ask(Protocol):
     ) -> Awaitable[Sequence[Outcome]]: ...
 
 
+def _always_room(count: int, timeout_s: float | None = None) -> None:
+    """A tier that never refuses."""
+
+
 class EmptyTextsError(FirstlineError):
     """Texts in which nothing is left after normalising."""
 
@@ -98,7 +102,10 @@ class Emitter(Protocol):
 
 @dataclass(frozen=True)
 class ServedRelease:
-    """A release as the router sees it: the rule, the prices, and how to ask its two tiers."""
+    """A release as the router sees it: the rule, the prices, and how to ask its two tiers.
+
+    `room` raises OverloadedError where the edge would refuse so many texts now.
+    """
 
     id: str
     app: str  # what it is routed as: its id, or an alias such as `latest`
@@ -111,6 +118,7 @@ class ServedRelease:
     cache: Cache = field(default_factory=NoCache)
     alternatives: tuple[Alternative, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    room: Callable[[int, float | None], None] = _always_room
 
 
 class Answerer:
@@ -166,6 +174,10 @@ class Answerer:
         """
         timer = Timer.started(self._clock, caller.deadline_s)
         size = sum(map(len, texts))
+        if size > _INLINE_CHARS:
+            # What would be refused is not prepared first: lists that come again at once kept the
+            # router from those that it had taken. A short one may be in the cache.
+            self.release.room(len(texts), caller.deadline_s)
         works = await self._off_loop(size, self._prepare_all, texts)
         if route_only:
             await self._decide(works, works, size, timer)

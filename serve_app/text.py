@@ -4,7 +4,6 @@ Training, calibration, gate, sweep and serving all come through here, so what a 
 is what it is asked about.
 """
 
-import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from serve_app.pii import redact
 
 MAX_CHARS = 10_000  # of a raw text
 MAX_TOKENS = 256  # of a message, special tokens included; MiniLM was trained up to 256
-_SPACE = re.compile(r"\s+")
 # Categories with no glyph: control, format (bidirectional marks too), lone surrogate, private use.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co"})
 
@@ -35,7 +33,7 @@ def normalise(raw: str) -> str:
             if c.isspace() or unicodedata.category(c) not in _INVISIBLE
         )
         composed = unicodedata.normalize("NFKC", composed)
-    return _SPACE.sub(" ", composed).strip()
+    return " ".join(composed.split())
 
 
 def prepare(raw: str, redactor: Redactor = redact) -> Message:
@@ -53,7 +51,7 @@ def prepare(raw: str, redactor: Redactor = redact) -> Message:
 
 def dedup_key(text: str) -> str:
     """Equal for prepared texts that differ in case or white space only."""
-    return _SPACE.sub(" ", text).strip().casefold()
+    return " ".join(text.split()).casefold()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cluster.audit import AuditRecord
 from serve_app.contracts import Cached, Decision, Message, Prediction, Route, RouteReason
@@ -11,8 +12,7 @@ from serve_app.policy import RouterPolicy, decide
 from serve_app.signals import signals
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """What leaves for one text. `label` is None in a preview."""
 
     id: str

@@ -66,7 +66,7 @@ def row_of(table: Table, i: int) -> tuple[Message, Prediction, dict[str, float]]
         confidence=values["confidence"],
         margin=values["margin"],
         entropy=values["entropy"],
-        probabilities=(),
+        shares=b"",
         energy=values["energy"],
         distance=values["distance"],
         ngram_margin=values["ngram_margin"],

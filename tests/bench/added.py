@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from cluster.audit import AuditLog, Record, TextHasher
 from serve_app.cache import Cache, CacheConfig, NoCache, ResponseCache
-from serve_app.contracts import Message, Prediction
+from serve_app.contracts import Message, Prediction, packed
 from serve_app.cost import Prices
 from serve_app.emitter import MetricsEmitter, Send
 from serve_app.journal import Journal
@@ -64,7 +64,8 @@ def _resolve() -> Send:
 
 def _release(cache: Cache) -> ServedRelease:
     rest = 0.1 / (len(_LABELS) - 1)
-    sure = Prediction("0", 0.9, 0.9 - rest, 0.1, (0.9, *[rest] * (len(_LABELS) - 1)))
+    shares = packed(0.9, *[rest] * (len(_LABELS) - 1))
+    sure = Prediction("0", 0.9, 0.9 - rest, 0.1, shares)
 
     async def tier(texts: Sequence[str], timeout_s: float | None = None) -> list[Prediction]:
         return [sure] * len(texts)

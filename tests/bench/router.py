@@ -264,7 +264,7 @@ def _decisions(made: Tables, name: str) -> list[float]:
     rows = [
         (
             messages[i],
-            Prediction(table.labels[table.edge_label[i]], 0.9, 0.8, 0.1, ()),
+            Prediction(table.labels[table.edge_label[i]], 0.9, 0.8, 0.1, b""),
             {signal: float(column[i]) for signal, column in table.signals.items()},
         )
         for i in range(min(table.rows, _DECISIONS))

@@ -281,6 +281,17 @@ def test_haproxy_listens_on_loopback_only_and_bounds_what_waits(running: Running
     assert f"maxconn {MAX_PER_ROUTER}" in written.read_text()
 
 
+def test_replicas_do_not_stand_back_for_their_clients(running: Running) -> None:
+    assert running.info.haproxy_dir is not None
+    replicas = [
+        process
+        for process in map(psutil.Process, keeper.marked(running.info.haproxy_dir))
+        if any("ServeReplica" in word for word in process.cmdline())
+    ]
+    assert len(replicas) >= 3, "a router, an edge and a cloud"
+    assert {process.nice() for process in replicas} == {psutil.Process().nice()}
+
+
 def test_a_release_is_promoted_and_rolled_back_without_a_failed_request(running: Running) -> None:
     with traffic(running, 2, [EASY]) as seen:
         promoted = service.promote(running.settings, running.other_release)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,7 +59,7 @@ def answer(number: int = 0, time_s: float = NOON_S, **changes: Any) -> AuditReco
         latency_ms=3.25,
         degraded=False,
     )
-    return replace(record, **changes)
+    return record._replace(**changes)
 
 
 def write(

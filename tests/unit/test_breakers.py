@@ -16,10 +16,10 @@ from serve_app.breakers import (
     default_budget_share,
     tally,
 )
-from serve_app.contracts import Prediction
+from serve_app.contracts import Prediction, packed
 from serve_app.gather import DeadlineError, Outcome, OverloadedError
 
-GOOD = Prediction("a", 0.9, 0.8, 0.1, (0.9, 0.1))
+GOOD = Prediction("a", 0.9, 0.8, 0.1, packed(0.9, 0.1))
 NAN = ModelOutputError("NaN")
 
 

@@ -27,7 +27,7 @@ from serve_app.cache import (
     fits,
     make_cache,
 )
-from serve_app.contracts import Cached, Message, Prediction, Route, RouteReason
+from serve_app.contracts import Cached, Message, Prediction, Route, RouteReason, packed
 from serve_app.policy import decide
 from serve_app.scores import Random
 from serve_app.shared import SharedStore, derive_key
@@ -101,7 +101,7 @@ def test_what_may_be_kept_is_what_the_rule_says_again(
     policy: Any, text: str, confidence: float, label: str
 ) -> None:
     """Every decision on a text without personal data, by a rule that does not look at `random`."""
-    message, edge = prepare(text), Prediction(label, confidence, confidence / 2, 0.3, (1.0,))
+    message, edge = prepare(text), Prediction(label, confidence, confidence / 2, 0.3, packed(1.0))
     decision = decide(message, edge, policy, signals(message, edge))
     uses = policy.score.uses
     kept = cacheable(message, decision.route, decision.reason, False, uses)

@@ -120,7 +120,7 @@ def test_a_model_may_tell_more_than_logits(tmp_path: Path, others: tuple[str, ..
     assert together == [measures.predict([text])[0] for text in texts]
     assert measures.scorer.logits(texts).shape == (3, 3)
     plain = OnnxClassifier.of(make_bundle(tmp_path / "plain", "edge")).predict(texts)
-    assert [replace(made, distance=0.0, ngram_margin=0.0) for made in together] == plain
+    assert [made._replace(distance=0.0, ngram_margin=0.0) for made in together] == plain
 
 
 @pytest.mark.parametrize("name", OTHERS)

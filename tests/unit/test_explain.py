@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from cluster.bundles import ModelBundle
 from cluster.errors import BundleError, DataError, ReleaseError
 from cluster.files import write_json
 from cluster.settings import load_settings
-from serve_app.contracts import Message, Prediction, Route, RouteReason
+from serve_app.contracts import Message, Prediction, Route, RouteReason, packed
 from serve_app.cost import Prices
 from serve_app.explain import (
     ALTERNATIVES,
@@ -40,7 +39,7 @@ from tests.toys import make_bundle, message
 
 PRICES = Prices()
 HELLO = Message("hello there")
-UNSURE = Prediction("neutral", 0.6, 0.3, 0.7, (0.3, 0.6, 0.1))
+UNSURE = Prediction("neutral", 0.6, 0.3, 0.7, packed(0.3, 0.6, 0.1))
 
 
 def alternative(risk: float, threshold: float) -> Alternative:
@@ -87,7 +86,7 @@ def previewed(
 def test_an_explanation_is_the_decision_in_parts(
     rule: RouterPolicy, row: dict[str, float], label: str, pii: tuple[str, ...]
 ) -> None:
-    text, made = Message("a text", pii), replace(UNSURE, label=label)
+    text, made = Message("a text", pii), UNSURE._replace(label=label)
     decision = decide(text, made, rule, row)
     found = explain(rule, text, made, decision, prices=PRICES, alternatives=OTHERS)
     assert (found.route, found.reason, found.trust) == (
@@ -106,7 +105,7 @@ def test_an_explanation_is_the_decision_in_parts(
 def test_the_edge_answers_up_to_the_threshold_that_it_says(
     rule: RouterPolicy, row: dict[str, float], label: str, threshold: float
 ) -> None:
-    made = replace(UNSURE, label=label)
+    made = UNSURE._replace(label=label)
     decision = decide(HELLO, made, rule, row)
     found = explain(rule, HELLO, made, decision, prices=PRICES)
     other = decide(HELLO, made, rule.model_copy(update={"threshold": threshold}), row)
@@ -117,7 +116,7 @@ def test_the_edge_answers_up_to_the_threshold_that_it_says(
 
 
 def test_the_nearest_on_both_sides_say_where_the_message_would_go() -> None:
-    near = explained(policy(), replace(UNSURE, confidence=0.66)).alternatives
+    near = explained(policy(), UNSURE._replace(confidence=0.66)).alternatives
     assert near.stricter is not None
     assert (near.stricter.risk, near.stricter.route) == (0.005, Route.CLOUD)
     assert near.looser is not None
@@ -210,7 +209,7 @@ def test_two_messages_that_differ_in_the_class_have_one_preview_but_for_the_rout
 ) -> None:
     """Else the label could be read, of which no record is kept."""
     text = Message("a text", pii)
-    pair = [replace(UNSURE, label=label) for label in labels]
+    pair = [UNSURE._replace(label=label) for label in labels]
     (reason, first), (other, second) = (previewed(rule, made, text, row) for made in pair)
     if first.route is second.route:
         assert (reason, first) == (other, second)
@@ -246,7 +245,7 @@ LEARNED = Logistic(weights={"log_odds": 1.0}, intercept=-2.0, classes={"neutral"
 def test_a_preview_names_the_class_only_where_the_route_gives_it_away(
     rule: RouterPolicy, label: str, told: RouteReason
 ) -> None:
-    made = replace(UNSURE, label=label)
+    made = UNSURE._replace(label=label)
     reason, found = previewed(rule, made, HELLO, signals(HELLO, made))
     assert reason is found.reason is told
     assert found.route is decide(HELLO, made, rule, signals(HELLO, made)).route
@@ -347,7 +346,7 @@ def test_lines_of_a_failed_edge_and_of_a_preview_make_nothing_up() -> None:
 def test_every_explanation_can_be_printed(
     rule: RouterPolicy, row: dict[str, float], label: str
 ) -> None:
-    made = replace(UNSURE, label=label)
+    made = UNSURE._replace(label=label)
     found = explain(
         rule, HELLO, made, decide(HELLO, made, rule, row), prices=PRICES, alternatives=OTHERS
     )
@@ -361,7 +360,7 @@ def test_the_documented_explanation_is_what_is_made() -> None:
     (written,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     printed, as_json = re.findall(r"```\n(.*?)```", page.split("## Explain")[1], re.DOTALL)[:2]
     rule = RouterPolicy.model_validate_json(written)
-    made = Prediction("fraud", 0.86, 0.75, 0.3, (0.11, 0.86, 0.03))
+    made = Prediction("fraud", 0.86, 0.75, 0.3, packed(0.11, 0.86, 0.03))
     near = tuple(
         Alternative(risk=risk, threshold=at, edge_share=share, upper_bound=bound, confidence=0.95)
         for risk, at, share, bound in ((0.005, 0.81, 0.743, 0.0048), (0.02, 0.64, 0.902, 0.0197))

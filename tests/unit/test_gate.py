@@ -1,6 +1,5 @@
 """The gate: a bad pair is refused with the whole table and leaves no trace; a good one is in."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,7 +161,7 @@ def test_answers_that_depend_on_company_are_counted(
     def shared(self: OnnxClassifier, texts: list[str]) -> object:
         made = real(self, texts)
         off = 1e-9 * (len(texts) > 1)
-        return [replace(item, confidence=item.confidence - off) for item in made]
+        return [item._replace(confidence=item.confidence - off) for item in made]
 
     monkeypatch.setattr(OnnxClassifier, "predict", shared)
     assert failed(edge, cloud, dataset) == ["answers changed by company"]

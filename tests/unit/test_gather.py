@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ModelOutputError, ServiceError
-from serve_app.contracts import Prediction
+from serve_app.contracts import Prediction, packed
 from serve_app.gather import DeadlineError, Gatherer, OverloadedError, ServiceRate, TierCall
 
 pytestmark = pytest.mark.anyio
 
 
 def said(text: str) -> Prediction:
-    return Prediction(text, 0.9, 0.8, 0.1, (0.9, 0.1))
+    return Prediction(text, 0.9, 0.8, 0.1, packed(0.9, 0.1))
 
 
 class FakeTier:
@@ -107,6 +107,9 @@ async def test_a_full_queue_refuses_whole_requests_and_takes_nothing_of_them() -
     await settle()
     waiting = asyncio.create_task(gatherer(["b", "c", "d"]))
     await settle()
+    gatherer.check(1)
+    with pytest.raises(OverloadedError, match="at most 4"):
+        gatherer.check(2)
     with pytest.raises(OverloadedError, match="at most 4"):
         await gatherer(["e", "f"])
     tier.open.set()

@@ -13,13 +13,13 @@ from ray.serve._private.serialization import RPCSerializer
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from cluster.errors import BundleError, ModelOutputError, ServiceError
-from serve_app.contracts import Prediction
+from serve_app.contracts import Prediction, packed
 from serve_app.gather import Gatherer, OverloadedError
 from serve_app.hop import Hop
 
 pytestmark = pytest.mark.anyio
 
-SAID = Prediction("a", 0.9, 0.8, 0.1, (0.9, 0.1))
+SAID = Prediction("a", 0.9, 0.8, 0.1, packed(0.9, 0.1))
 
 
 class FakeHandle:

@@ -5,7 +5,6 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def answer(number: int | str, age_s: float = 1.0, **changes: Any) -> AuditRecord
         latency_ms=4.0,
         degraded=False,
     )
-    return replace(record, **changes)
+    return record._replace(**changes)
 
 
 def judged(records: Sequence[AuditRecord], correct: int) -> list[FeedbackRecord]:
@@ -72,7 +71,7 @@ def judged(records: Sequence[AuditRecord], correct: int) -> list[FeedbackRecord]
 
 def to_cloud(record: AuditRecord) -> AuditRecord:
     cost_usd = PRICES.edge_usd + PRICES.cloud_usd
-    return replace(record, route="cloud", reason="escalated", cost_usd=cost_usd, latency_ms=40.0)
+    return record._replace(route="cloud", reason="escalated", cost_usd=cost_usd, latency_ms=40.0)
 
 
 def traffic(
@@ -289,8 +288,8 @@ def test_made_up_ids_do_not_grow_the_monitor() -> None:
 
 
 def explored(number: int, **changes: Any) -> AuditRecord:
-    record = replace(to_cloud(answer(number)), reason="explored", propensity=0.1)
-    return replace(record, **changes)
+    record = to_cloud(answer(number))._replace(reason="explored", propensity=0.1)
+    return record._replace(**changes)
 
 
 def test_disagreement_is_counted_on_what_chance_chose_alone() -> None:
@@ -372,7 +371,7 @@ def two(
     return [
         *champion,
         *(
-            replace(record, release="r2", **changes) if i % share == 0 else record
+            record._replace(release="r2", **changes) if i % share == 0 else record
             for i, record in enumerate(traffic(count))
         ),
     ]
@@ -434,7 +433,7 @@ def test_the_weights_say_who_is_compared_and_who_is_the_champion() -> None:
 def test_cached_answers_are_no_part_of_a_releases_cost_or_latency() -> None:
     """The champion's cache is the fuller one, whatever its models cost."""
     records = [
-        replace(r, cached=True, cost_usd=0.0, latency_ms=0.1) if i % 3 == 1 else r
+        r._replace(cached=True, cost_usd=0.0, latency_ms=0.1) if i % 3 == 1 else r
         for i, r in enumerate(two(700, share=7))
     ]
     [found] = report_on(records).comparison
@@ -572,11 +571,11 @@ def labels(records: Sequence[AuditRecord], right_share: float) -> list[Record]:
 
 
 def with_latency(records: Sequence[AuditRecord], latency_ms: float) -> list[AuditRecord]:
-    return [replace(record, latency_ms=latency_ms) for record in records]
+    return [record._replace(latency_ms=latency_ms) for record in records]
 
 
 def with_cost(records: Sequence[AuditRecord], cost_usd: float) -> list[AuditRecord]:
-    return [replace(record, cost_usd=cost_usd) for record in records]
+    return [record._replace(cost_usd=cost_usd) for record in records]
 
 
 @pytest.mark.parametrize(
@@ -638,8 +637,8 @@ def noisy(records: Sequence[AuditRecord], per_hour: float, seed: int = 0) -> lis
     source = random.Random(seed)
     start_s = records[0].time_s
     return [
-        replace(
-            r, confidence=0.8 + source.gauss(0, 0.05) + per_hour * (r.time_s - start_s) / HOUR_S
+        r._replace(
+            confidence=0.8 + source.gauss(0, 0.05) + per_hour * (r.time_s - start_s) / HOUR_S
         )
         for r in records
     ]
@@ -668,8 +667,8 @@ def test_a_constant_is_steady_whatever_its_rounding() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "direction"),
     [
-        ("latency_p95_ms", lambda r, age: replace(r, latency_ms=9 - age), Direction.RISING),
-        ("cost_per_message_usd", lambda r, age: replace(r, cost_usd=age), Direction.FALLING),
+        ("latency_p95_ms", lambda r, age: r._replace(latency_ms=9 - age), Direction.RISING),
+        ("cost_per_message_usd", lambda r, age: r._replace(cost_usd=age), Direction.FALLING),
         ("edge_share", lambda r, age: to_cloud(r) if age < 0.7 else r, Direction.FALLING),
     ],
 )
@@ -734,7 +733,7 @@ def test_everything_wrong_is_zero_not_less() -> None:
 
 def test_degraded_answers_cost_points_and_are_mentioned() -> None:
     failed = [
-        replace(r, degraded=True, reason="cloud_failed") if i % 2 else r
+        r._replace(degraded=True, reason="cloud_failed") if i % 2 else r
         for i, r in enumerate(traffic(1000))
     ]
     report = report_on(failed)

@@ -3,8 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,7 +240,7 @@ def test_an_explored_message_whose_look_failed_is_one_without_a_look() -> None:
     table = toy_table(50, pinned_share=0.0)
     records = [r for r in logged(table, ALWAYS_EDGE, share=0.5) if isinstance(r, AuditRecord)]
     failed = [
-        replace(r, route="edge", label=str(r.edge_label)) if r.reason == "explored" else r
+        r._replace(route="edge", label=str(r.edge_label)) if r.reason == "explored" else r
         for r in records
     ]
     report = evaluate(ALWAYS_EDGE, failed, SERVED)
@@ -252,9 +252,9 @@ def test_an_explored_message_whose_look_failed_is_one_without_a_look() -> None:
 # ---- what is left out
 
 
-def answers(count: int = 3, **changes: object) -> list[AuditRecord]:
+def answers(count: int = 3, **changes: Any) -> list[AuditRecord]:
     made = logged(toy_table(count, pinned_share=0.0), by_confidence(0.8))
-    return [replace(r, **changes) for r in made if isinstance(r, AuditRecord)]  # type: ignore[arg-type]
+    return [r._replace(**changes) for r in made if isinstance(r, AuditRecord)]
 
 
 def reported(records: Sequence[Record], policy: RouterPolicy = ALWAYS_EDGE) -> OfflineReport:
@@ -280,7 +280,7 @@ def test_what_cannot_be_replayed_is_left_out_and_counted(
 
 
 def test_a_candidate_on_the_die_is_told_why_it_cannot_be_replayed() -> None:
-    kept = [replace(r, signals={k: v for k, v in r.signals.items() if k != "random"})
+    kept = [r._replace(signals={k: v for k, v in r.signals.items() if k != "random"})
             for r in answers(4)]  # fmt: skip
     with pytest.raises(DataError, match="4 missing_signals"):
         evaluate(RANDOM, kept, SERVED)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from cluster.bundles import MODEL, MODEL_ANY
 from cluster.errors import ReleaseError
-from serve_app.contracts import Message, Prediction, Route, RouteReason
+from serve_app.contracts import Message, Prediction, Route, RouteReason, packed
 from serve_app.factors import FACTORS, text_signals
 from serve_app.policy import (
     ALWAYS_CLOUD,
@@ -57,7 +57,7 @@ PINNED = st.one_of(
 
 
 def prediction(confidence: float = 0.9) -> Prediction:
-    return Prediction("a", confidence, 2 * confidence - 1, 0.3, (confidence, 1 - confidence))
+    return Prediction("a", confidence, 2 * confidence - 1, 0.3, packed(confidence, 1 - confidence))
 
 
 @given(POLICIES, TABLES)
@@ -128,7 +128,7 @@ def test_a_confidence_that_is_no_number_is_not_confident() -> None:
 # ---- hard rules ---------------------------------------------------------------------------------
 
 # The edge says "neutral", sure of it; the message is long, loaded and far from all training.
-SURE = Prediction("neutral", 0.95, 0.9, 0.1, (), 3.0, 1.5)
+SURE = Prediction("neutral", 0.95, 0.9, 0.1, b"", 3.0, 1.5)
 LOADED = Message(" ".join(["a refund please"] * 10))
 NEUTRAL = ("neutral",)
 ALL = Rules(
@@ -160,7 +160,7 @@ def test_of_the_rules_that_fire_the_first_is_the_reason(
 
 def test_a_class_that_is_never_escalated_stays_whatever_else_holds() -> None:
     rules = ALL.model_copy(update={"never_escalate": NEUTRAL, "always_escalate": ("negative",)})
-    unsure = replace(SURE, confidence=0.4)
+    unsure = SURE._replace(confidence=0.4)
     kept_by_class = (Route.EDGE, RouteReason.CLASS_KEPT)
     assert route(LOADED, unsure, rules=rules, min_confidence=0.9) == kept_by_class
 
@@ -203,7 +203,7 @@ def test_a_class_may_need_more_than_the_threshold_or_less() -> None:
         ("negative", 0.95, Route.EDGE),
         ("negative", 0.96, Route.CLOUD),
     ):
-        made = replace(SURE, label=label)
+        made = SURE._replace(label=label)
         found = route(Message("a"), made, threshold=threshold - 1e-9, class_margins=margins)
         assert found[0] is expected
 
@@ -247,7 +247,7 @@ def test_without_its_classes_a_rule_says_the_same_of_each(
 ) -> None:
     blind = policy.without_classes()
     assert blind.classes == set()
-    made = [replace(prediction(), label=label) for label in LABELS]
+    made = [prediction()._replace(label=label) for label in LABELS]
     decisions = [decide(Message("a"), one, blind, row) for one in made]
     assert decisions[1:] == decisions[:-1]
     if not policy.classes:

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.bundles import MODEL, MODEL_ANY
 from cluster.errors import BundleError, DataError
-from serve_app.contracts import Message, Prediction
+from serve_app.contracts import Message, Prediction, packed
 from serve_app.signals import SIGNALS, signals
 from tests.tables import toy_table
 from tune.replay import UNKNOWN, load_table, replay, save_table
@@ -43,7 +43,7 @@ class Echo:
     def _one(self, text: str) -> Prediction:
         label = "pos" if text.startswith("good") != self.flip else "neg"
         confidence = 0.5 + len(text) / 100
-        shares = (confidence, 1 - confidence)
+        shares = packed(confidence, 1 - confidence)
         return Prediction(
             label, confidence, 2 * confidence - 1, 0.3, shares, 5 * confidence, 1 - confidence,
             confidence - 2,

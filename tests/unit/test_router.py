@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cluster.audit import AuditRecord
 from cluster.errors import AuditError, ModelOutputError
 from serve_app.cache import Cache, CacheConfig, NoCache, ResponseCache
-from serve_app.contracts import Cached, Caller, Message, Prediction, Route, RouteReason
+from serve_app.contracts import Cached, Caller, Message, Prediction, Route, RouteReason, packed
 from serve_app.cost import Prices
 from serve_app.door import OPEN_DOOR, Door
 from serve_app.explain import Alternative
@@ -31,9 +31,9 @@ pytestmark = pytest.mark.anyio
 LABELS = ("no", "yes")
 PRICES = Prices()
 POLICY = RouterPolicy(name="test", score=Weighted(weights={"confidence": 1.0}), threshold=0.9)
-SURE = Prediction("yes", 0.95, 0.9, 0.1, (0.05, 0.95))
-UNSURE = Prediction("no", 0.6, 0.2, 0.9, (0.6, 0.4))
-CLOUD = Prediction("yes", 0.99, 0.98, 0.01, (0.01, 0.99))
+SURE = Prediction("yes", 0.95, 0.9, 0.1, packed(0.05, 0.95))
+UNSURE = Prediction("no", 0.6, 0.2, 0.9, packed(0.6, 0.4))
+CLOUD = Prediction("yes", 0.99, 0.98, 0.01, packed(0.01, 0.99))
 EMAIL = "mail jo@example.com about it"
 
 
@@ -114,10 +114,11 @@ def make(pool: ThreadPoolExecutor) -> Make:
         draws: Sequence[float] = (),
         door: Door = OPEN_DOOR,
         cache: Cache | None = None,
+        room: Callable[[int, float | None], None] = lambda count, timeout_s: None,
     ) -> Rig:
         tiers, log, ids = (FakeTier(edge), FakeTier(cloud)), FakeLog(), itertools.count()
         release = ServedRelease(
-            "r-1", "r-1", policy, PRICES, LABELS, *tiers, door, cache or NoCache()
+            "r-1", "r-1", policy, PRICES, LABELS, *tiers, door, cache or NoCache(), room=room
         )
         ticks = itertools.count()
         answerer = Answerer(
@@ -227,6 +228,35 @@ async def test_a_full_cloud_queue_degrades_and_a_full_edge_queue_refuses(make: M
     assert busy.cloud.seen == [], "the dearer tier must not take the overflow"
 
 
+async def test_a_long_list_is_refused_before_it_is_prepared(make: Make) -> None:
+    prepared: list[str] = []
+    asked: list[tuple[int, float | None]] = []
+
+    def spy(text: str) -> Message:
+        prepared.append(text)
+        return prepare(text)
+
+    def full(count: int, timeout_s: float | None) -> None:
+        asked.append((count, timeout_s))
+        raise OverloadedError("full")
+
+    rig = make(prepare=spy, room=full)
+    with pytest.raises(OverloadedError):
+        await rig.answerer.answer(["x" * 1000] * 5, caller=Caller(deadline_s=2.0))
+    assert (prepared, asked, rig.edge.seen) == ([], [(5, 2.0)], [])
+
+
+async def test_a_short_list_that_was_seen_before_is_answered_by_a_busy_service(make: Make) -> None:
+    cache = a_cache()
+    await make(cache=cache).one("hello")
+
+    def full(count: int, timeout_s: float | None) -> None:
+        raise OverloadedError("full")
+
+    busy = make(edge=OverloadedError("full"), cache=cache, room=full)
+    assert (await busy.one("hello")).cached
+
+
 async def test_both_failed_is_no_answer(make: Make) -> None:
     rig = make(edge=TimeoutError(), cloud=TimeoutError())
     with pytest.raises(UnansweredError):
@@ -301,7 +331,7 @@ async def test_a_preview_does_not_name_the_list_that_the_class_is_in(
 ) -> None:
     policy = POLICY.model_copy(update={"rules": Rules(never_escalate=("yes",))})
     by_rule = await make(policy=policy).one("hello", route_only=True, explain=explain)
-    by_trust = await make(edge=replace(SURE, label="no"), policy=policy).one(
+    by_trust = await make(edge=SURE._replace(label="no"), policy=policy).one(
         "hello", route_only=True, explain=explain
     )
     assert by_rule == by_trust
@@ -626,7 +656,7 @@ async def test_a_deadline_goes_with_the_message_and_shrinks(make: Make) -> None:
 
 
 async def test_a_shadow_is_written_down_and_never_answers(make: Make) -> None:
-    live, shadow = make(), make(edge=UNSURE, cloud=replace(CLOUD, label="no"))
+    live, shadow = make(), make(edge=UNSURE, cloud=CLOUD._replace(label="no"))
     answers = await live.answerer.answer(["hello", EMAIL])
     await shadow.answerer.shadow(["hello", EMAIL], answers)
     records = shadow.log.records

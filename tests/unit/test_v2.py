@@ -3,7 +3,6 @@
 import json
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ class Echo(StubService):
         self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller
     ) -> list[Answered]:
         answers = await super().answer(texts, explain=explain, route_only=route_only, caller=caller)
-        return [replace(answer, label=text) for answer, text in zip(answers, texts, strict=True)]
+        return [answer._replace(label=text) for answer, text in zip(answers, texts, strict=True)]
 
 
 def make_api(service: StubService, admission: Admission | None = None) -> FastAPI:
