@@ -366,19 +366,17 @@ def test_without_digits_or_an_at_sign_there_is_nothing_to_find(text: str) -> Non
 def test_hostile_characters_take_no_more_than_their_length(unit: str) -> None:
     """Four times the length takes four times as long; what backtracks takes sixteen at least."""
     for end in "", " 12345 end":
-        short, long = ((unit * size)[: size - len(end)] + end for size in (2_500, 10_000))
-        assert _quickest_s(long) < 8 * _quickest_s(short)
+        texts = [(unit * size)[: size - len(end)] + end for size in (2_500, 10_000)]
+        # In turns, and the quickest of five: the machine may be busy, or slow for a while.
+        short_s, long_s = map(min, zip(*([_cpu_s(text) for text in texts] for _ in range(5))))
+        assert long_s < 8 * short_s
+        assert long_s < 0.5
 
 
-def _quickest_s(text: str) -> float:
-    """CPU seconds, without what the system put between."""
-
-    def once() -> float:
-        started = time.thread_time()
-        redact(text)
-        return time.thread_time() - started
-
-    return min(once() for _ in range(5))
+def _cpu_s(text: str) -> float:
+    started = time.thread_time()
+    redact(text)
+    return time.thread_time() - started
 
 
 def test_threads_agree() -> None:
