@@ -1,7 +1,7 @@
 """The values that travel along the answer path. Frozen, small, without behaviour.
 
-What is made once a message is a NamedTuple, where it holds nothing that a repr must not show: as a
-frozen dataclass it takes four times as long to make, and twice as long to cross a hop.
+What is made for every message is a NamedTuple, where it holds nothing that a repr must not show: a
+frozen dataclass takes four times as long to make.
 """
 
 from collections.abc import Mapping
@@ -73,10 +73,9 @@ class Message:
 class Prediction(NamedTuple):
     """One model's calibrated answer to one message.
 
-    `shares` are the probabilities, packed: they are looked at where an answer is explained, and as
-    floats they are what a prediction takes longest to make and to read. `margin` is the
-    lead of the first over the second; `entropy` is divided by log(classes), so it is in [0, 1].
-    `energy` is the logsumexp of the tempered logits, high for the familiar. `distance` is from what
+    `shares` are the probabilities, packed: only explanations and golden messages look at them, and
+    as floats they are most of what a prediction takes to cross the hop. `margin` is the lead of the
+    first over the second; `entropy` is divided by log(classes), so it is in [0, 1]. `energy` is the logsumexp of the tempered logits, high for the familiar. `distance` is from what
     the model was trained on: 1.0 is as far as its furthest 1% of calibration messages, and 0.0 is
     also what a model says that does not measure it. `ngram_margin` is by how much a classifier of
     n-grams prefers `label` to any other; 0.0 likewise.

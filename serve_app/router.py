@@ -174,11 +174,7 @@ class Answerer:
         """
         timer = Timer.started(self._clock, caller.deadline_s)
         size = sum(map(len, texts))
-        if size > _INLINE_CHARS:
-            # What would be refused is not prepared first: lists that come again at once kept the
-            # router from those that it had taken. A short one may be in the cache.
-            self.release.room(len(texts), caller.deadline_s)
-        works = await self._off_loop(size, self._prepare_all, texts)
+        works = await self._prepared(texts, size, timer)
         if route_only:
             await self._decide(works, works, size, timer)
             return [self._preview(work, explain) for work in works]
@@ -201,7 +197,7 @@ class Answerer:
         """
         timer = Timer.started(self._clock, None)
         size = sum(map(len, texts))
-        works = await self._off_loop(size, self._prepare_all, texts)
+        works = await self._prepared(texts, size, timer)
         await self._decide(works, works, size, timer)
         await self._escalate(works, works, timer)
         made = [self._answered(work, explain=False) for work in works]
@@ -217,6 +213,14 @@ class Answerer:
         if size <= _INLINE_CHARS:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    async def _prepared(self, texts: Sequence[str], size: int, timer: Timer) -> list[Work]:
+        if size > _INLINE_CHARS:
+            # What would be refused is not prepared first: lists that come again at once kept the
+            # router from those that it had taken. A short one may be in the cache.
+            self.release.room(len(texts), timer.deadline_s)
+        works: list[Work] = await self._off_loop(size, self._prepare_all, texts)
+        return works
 
     def _prepare_all(self, texts: Sequence[str]) -> list[Work]:
         works = [Work(self._prepare(text)) for text in texts]

@@ -243,7 +243,9 @@ async def test_a_long_list_is_refused_before_it_is_prepared(make: Make) -> None:
     rig = make(prepare=spy, room=full)
     with pytest.raises(OverloadedError):
         await rig.answerer.answer(["x" * 1000] * 5, caller=Caller(deadline_s=2.0))
-    assert (prepared, asked, rig.edge.seen) == ([], [(5, 2.0)], [])
+    with pytest.raises(OverloadedError):
+        await rig.answerer.shadow(["x" * 1000] * 5, [])
+    assert (prepared, asked, rig.edge.seen) == ([], [(5, 2.0), (5, None)], [])
 
 
 async def test_a_short_list_that_was_seen_before_is_answered_by_a_busy_service(make: Make) -> None:
