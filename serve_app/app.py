@@ -22,8 +22,9 @@ from cluster.settings import Settings, load_settings
 from serve_app.balance import LeastOutstanding
 from serve_app.config import ReleaseArgs, RouterArgs, TierConfig
 from serve_app.explain import load_alternatives
-from serve_app.front import CARD, Router
+from serve_app.front import CARD, Router, release_app
 from serve_app.policy import policy_of
+from serve_app.scaling import by_lists
 from serve_app.tiers import Tier
 
 ROUTER_APP: Final = "firstline-router"
@@ -34,8 +35,8 @@ _ROUTERS: Final = 8  # that may ask a tier at once
 _SURGE_PERCENT: Final = 100
 # A line per request and per call costs a tenth of a router's time; the audit log has them all.
 # Serve makes each line before it throws it away, unless the level says that nobody wants it.
+POLICY: Final = f"{by_lists.__module__}:{by_lists.__name__}"
 _LOGGING: Final = {"enable_access_log": False, "log_level": "WARNING"}
-_BALANCED: Final = {"request_router_class": LeastOutstanding}
 
 
 class Card:
@@ -94,7 +95,7 @@ def _resolve(settings: Settings, release: str) -> Release:
 
 
 def _tier(
-    role: Role, path: Path, sha256: str, config: TierConfig, artifact: str = MODEL
+    app: str, role: Role, path: Path, sha256: str, config: TierConfig, artifact: str = MODEL
 ) -> serve.Application:
     deployed = serve.deployment(
         name=role,
@@ -108,8 +109,12 @@ def _tier(
         graceful_shutdown_timeout_s=10,
         max_surge_percent=_SURGE_PERCENT,
         logging_config=_LOGGING,
-        request_router_config=_BALANCED,
+        request_router_config={
+            "request_router_class": LeastOutstanding,
+            "request_router_kwargs": {"tier": f"{app}/{role}"},
+        },
         autoscaling_config={
+            "policy": {"policy_function": POLICY},
             "min_replicas": config.min_replicas,
             "max_replicas": config.max_replicas,
             "target_ongoing_requests": config.target_ongoing_requests,
@@ -132,11 +137,12 @@ def build_release(args: ReleaseArgs) -> serve.Application:
     card = serve.deployment(
         name=CARD, ray_actor_options={"num_cpus": 0}, max_surge_percent=_SURGE_PERCENT
     )(Card)
-    manifest = release.manifest
+    manifest, app = release.manifest, release_app(args.release)
+    edge, cloud = manifest.edge_sha256, manifest.cloud_sha256
     return card.bind(
         describe(release),
-        _tier("edge", release.edge_path, manifest.edge_sha256, args.edge, release.edge_artifact),
-        _tier("cloud", release.cloud_path, manifest.cloud_sha256, args.cloud),
+        _tier(app, "edge", release.edge_path, edge, args.edge, release.edge_artifact),
+        _tier(app, "cloud", release.cloud_path, cloud, args.cloud),
     )
 
 

@@ -44,6 +44,7 @@ from serve_app.idempotency import Idempotency
 from serve_app.job_runner import RayRunner
 from serve_app.jobs import Jobs, add_jobs
 from serve_app.journal import Journal
+from serve_app.line import lines_of
 from serve_app.monitor_link import MonitorLink
 from serve_app.policy import RouterPolicy
 from serve_app.rates import Rates
@@ -315,8 +316,9 @@ def _store(settings: Settings, key: bytes) -> SharedStore | None:
 
 
 def _gatherer(name: str, role: Role, card: Mapping[str, Any], config: TierConfig) -> Gatherer:
+    lines = lines_of(f"{release_app(name)}/{role}")
     return Gatherer(
-        Hop(call_of(_handle(name, role), card["bundles"][role])),
+        Hop(call_of(_handle(name, role), lines, card["bundles"][role])),
         max_in_flight=config.max_in_flight,
         max_batch=config.max_batch,
         max_queued=config.max_queued,

@@ -1,7 +1,8 @@
-"""Hop: a Ray Serve handle as a TierCall. Lost replicas are asked past, within the deadline.
+"""Hop: a call to a tier, over a line or a Ray Serve handle. Lost replicas are asked past, in time.
 
-What Ray Serve 2.60 raises in throughput mode (gRPC between replicas), and what comes of it here:
+What the two raise, Ray Serve 2.60 in throughput mode (gRPC between replicas), and what comes of it:
 
+    a replica closes its line, or dies         ConnectionError             asked again
     a replica dies before it took the call     Serve itself sends it to another one
     a replica dies under the call              ActorUnavailableError       asked again
     its server shuts down under the call       AioRpcError CANCELLED       asked again
@@ -32,6 +33,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.contracts import Prediction
 from serve_app.gather import OverloadedError, TierCall
+from serve_app.line import Lines
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +41,18 @@ _DRAW: Final = SystemRandom().random
 _LOST: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
-def call_of(handle: DeploymentHandle[Any], sha256: str) -> TierCall:
-    """A tier's handle and the bundle it must hold -> the bare call, with what Serve raises."""
+def call_of(handle: DeploymentHandle[Any], lines: Lines, sha256: str) -> TierCall:
+    """A tier's handle, its lines, and the bundle it must hold -> the bare call.
+
+    It goes over a line where there is one. Else Serve carries it, which also waits for a replica to
+    start; the errors are those of whichever carried it.
+    """
     # What crosses are plain values of ours; cloudpickle, the default, looks at each in Python.
     plain = handle.options(request_serialization="pickle", response_serialization="pickle")
 
     async def call(texts: list[str], budget_s: float) -> Sequence[Prediction | None]:
+        if (line := lines.shortest()) is not None:
+            return await line.ask(texts, sha256, budget_s)
         answers: Sequence[Prediction | None]
         answers = await plain.predict.remote(texts, sha256, budget_s)
         return answers

@@ -6,47 +6,52 @@ ready, so one that computes something else on its CPU never answers anyone.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from threading import Semaphore
+from typing import Final
 
+from cluster.bundles import MODEL
 from cluster.errors import BundleError
 from serve_app import garbage
 from serve_app.contracts import Prediction
+from serve_app.line import ADDRESS, LineServer
 from serve_app.model import TierModel
-
-T = TypeVar("T")
+from serve_app.scaling import LISTS, Load
 
 _SHORTEST_PART: Final = 4  # messages
+_DRAIN_S: Final = 5.0
 
 
 class Tier:
-    """The replica. Lists never run on the event loop, on which Serve's throughput mode also answers
-    health checks. A message that comes alone does, where there is one thread: an edge takes it half
-    a millisecond, and handing it over and back took 0.3 (docs/performance.md).
+    """The replica. Nothing runs on the event loop, on which Serve's throughput mode also answers
+    health checks: lists that come over a line run in the line's thread, others in a pool's.
 
     Args:
-        threads: of lists and their parts. One message at a time is exact (classifier.py), so CPUs
-            are used by messages side by side, not inside one.
+        threads: messages that run side by side. One message at a time is exact (classifier.py), so
+            CPUs are used by messages side by side, not inside one.
     """
 
-    def __init__(self, path: str, sha256: str, threads: int, artifact: str) -> None:
+    def __init__(self, path: str, sha256: str, threads: int, artifact: str = MODEL) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx")
+        self._free = Semaphore(threads)
+        self._parted = ThreadPoolExecutor(threads, thread_name_prefix="part")
+        self._called = ThreadPoolExecutor(thread_name_prefix="call")
         # A health check must not wait behind a long list, or Serve replaces a healthy replica.
         self._health = ThreadPoolExecutor(1, thread_name_prefix="health")
         self._model = TierModel.load(Path(path), sha256, 1, artifact)
+        self._load = Load()
+        self._lines = LineServer(self.answer, self._load)
         garbage.settle()
 
-    async def predict(
-        self, texts: list[str], sha256: str, budget_s: float
-    ) -> list[Prediction | None]:
-        """One entry per text, in order.
+    def answer(self, texts: list[str], sha256: str, deadline_s: float) -> list[Prediction | None]:
+        """One entry per text, in order. Blocks; for any thread.
 
         Args:
-            budget_s: how long the caller still waits. A list whose time is over before its turn
-                comes is not run: nobody would hear of it.
+            deadline_s: when the caller gives up, by the host's monotonic clock. A list whose time
+                is over before its turn comes is not run: nobody would hear of it.
 
         Raises:
             BundleError: the caller's policy was certified for another bundle.
@@ -58,13 +63,24 @@ class Tier:
                 f"This replica holds bundle {held[:12]}, and the router's release needs "
                 f"{sha256[:12]}: the application was redeployed under it. Deploy the router again."
             )
+        first, *others = self._parts(texts)
+        beside = [self._parted.submit(self._predict, part, deadline_s) for part in others]
+        answers = self._predict(first, deadline_s)
+        for part in beside:
+            answers += part.result()
+        return answers
+
+    async def predict(
+        self, texts: list[str], sha256: str, budget_s: float
+    ) -> Sequence[Prediction | None]:
+        """`answer`, for a call through Serve. Args: budget_s: how long the caller still waits."""
         deadline_s = time.monotonic() + budget_s
-        if self._threads == 1 and len(texts) == 1:
-            return self._predict(texts, deadline_s)
-        parts = await asyncio.gather(
-            *(self._off_loop(self._predict, part, deadline_s) for part in self._parts(texts))
-        )
-        return [answer for part in parts for answer in part]
+        self._load(1)
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._called, self.answer, texts, sha256, deadline_s)
+        finally:
+            self._load(-1)
 
     async def ready(self) -> str:
         """The hash of the bundle. That a replica answers at all means its golden messages fit."""
@@ -74,6 +90,19 @@ class Tier:
         """Called by Serve every few seconds; raising makes it replace the replica."""
         await asyncio.get_running_loop().run_in_executor(self._health, self._model.check)
 
+    async def record_replica_metadata(self) -> dict[str, str]:
+        """Called by Serve once, and told to every router (balance.py)."""
+        return {ADDRESS: self._lines.address}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve about every second, for the policy (scaling.py)."""
+        return {LISTS: self._load.mean()}
+
+    def __del__(self) -> None:
+        """Called by Serve when no router sends here any more."""
+        with suppress(AttributeError):  # it did not start
+            self._lines.close(_DRAIN_S)
+
     def _parts(self, texts: list[str]) -> list[list[str]]:
         """As equal as can be, one per thread, none too short to be worth handing over."""
         count = max(1, min(self._threads, len(texts) // _SHORTEST_PART))
@@ -81,9 +110,7 @@ class Tier:
         return [texts[start : start + size] for start in range(0, len(texts), size)]
 
     def _predict(self, texts: list[str], deadline_s: float) -> list[Prediction | None]:
-        if time.monotonic() > deadline_s:
-            raise TimeoutError("The list waited longer than its caller does.")
-        return self._model.predict(texts)
-
-    async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        with self._free:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("The list waited longer than its caller does.")
+            return self._model.predict(texts)
