@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from ray.serve._private.common import (
     DeploymentHandleSource,
     DeploymentID,
@@ -13,8 +15,10 @@ from ray.serve._private.common import (
 from ray.serve.request_router import PendingRequest, ReplicaID
 
 from serve_app.balance import LeastOutstanding
+from serve_app.line import ADDRESS, lines_of
 
 TIER = DeploymentID("edge", "release-r-1")
+HERE = "this node"
 ONE, OTHER = ReplicaID("one", TIER), ReplicaID("other", TIER)
 
 
@@ -25,9 +29,17 @@ class Replica:
     replica_id: ReplicaID
     max_ongoing_requests: int = 8
     says: int = 0
+    node_id: str = HERE
+    replica_metadata: dict[str, Any] = field(default_factory=dict)
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
         return self.says
+
+
+@pytest.fixture(autouse=True)
+def _on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(get_node_id=lambda: HERE)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
 
 
 def run(story: Callable[[LeastOutstanding], Awaitable[None]], **says: int) -> None:
@@ -36,6 +48,7 @@ def run(story: Callable[[LeastOutstanding], Awaitable[None]], **says: int) -> No
     async def told() -> None:
         made: Any = LeastOutstanding
         router = made(TIER, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
+        router.initialize_state(tier="release-r-1/edge")
         found = [Replica(id, says=says.get(id.unique_id, 0)) for id in (ONE, OTHER)]
         router.update_replicas(found)
         await asyncio.sleep(0.01)  # until they were asked
@@ -95,5 +108,23 @@ def test_a_refused_call_is_not_counted_as_one_that_runs() -> None:
         router.on_new_queue_len_info(ONE, 8)  # taken by other routers, and full
         assert router.replica_queue_len_cache.get(ONE) == 8
         assert await chosen(router) == OTHER
+
+    run(story)
+
+
+def test_where_all_replicas_are_on_this_host_calls_go_over_their_lines() -> None:
+    async def story(router: LeastOutstanding) -> None:
+        lines, told = lines_of("release-r-1/edge"), {ADDRESS: "one"}
+        router.update_replicas([Replica(ONE, replica_metadata=told)])  # type: ignore[list-item]
+        assert lines._wanted == {"one"}
+        near, far = Replica(ONE, replica_metadata=told), Replica(OTHER, node_id="another")
+        router.update_replicas([near, far])  # type: ignore[list-item]
+        assert lines._wanted == frozenset(), "the far one would be asked by nobody"
+        router.update_replicas([near, Replica(OTHER)])  # type: ignore[list-item]
+        assert lines._wanted == frozenset(), "one of an older version has none"
+        router.update_replicas([near])  # type: ignore[list-item]
+        assert lines._wanted == {"one"}
+        router.update_replicas([])
+        assert lines._wanted == frozenset()
 
     run(story)

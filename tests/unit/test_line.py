@@ -256,7 +256,12 @@ def test_a_replica_that_cannot_be_reached_is_tried_again_but_not_at_every_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tried = []
-    monkeypatch.setattr(line_module, "_opened", lambda address: tried.append(address) or _refuse())
+
+    def refuse(address: str) -> socket.socket:
+        tried.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(line_module, "_opened", refuse)
 
     async def story(lines: Lines) -> None:
         lines.follow(frozenset({"nobody"}))
@@ -268,10 +273,6 @@ def test_a_replica_that_cannot_be_reached_is_tried_again_but_not_at_every_call(
         assert tried == ["nobody"] * 2
 
     run(story)
-
-
-def _refuse() -> socket.socket:
-    raise ConnectionRefusedError
 
 
 def test_of_two_replicas_one_that_cannot_be_reached_keeps_nobody_from_the_other() -> None:
@@ -290,7 +291,7 @@ def test_a_peer_of_another_user_is_refused_at_both_ends(
     """Who could send a pickle could run code."""
     with served(echo) as server, caplog.at_level(logging.WARNING):
         mine = os.getuid()
-        monkeypatch.setattr(line_module.os, "getuid", lambda: mine + 1)
+        monkeypatch.setattr("os.getuid", lambda: mine + 1)
         with pytest.raises(ForeignPeerError, match=f"user {mine}"):
             line_module._opened(server.address)
         with socket.socket(socket.AF_UNIX) as stranger:

@@ -10,6 +10,8 @@ import pytest
 from cluster.bundles import MODEL, ModelBundle
 from cluster.errors import BundleError
 from serve_app.contracts import Prediction
+from serve_app.line import ADDRESS, Lines
+from serve_app.scaling import LISTS
 from serve_app.tiers import Tier
 from tests.toys import make_bundle, message
 
@@ -49,25 +51,89 @@ def test_the_wrong_bundle_and_a_list_that_is_late_are_refused(
         asyncio.run(made.predict(texts, bundle.sha256, -1.0))
 
 
-@pytest.mark.parametrize(
-    ("threads", "count", "on_loop"), [(1, 1, True), (1, 2, False), (2, 1, False), (2, 16, False)]
-)
-def test_only_one_message_of_a_tier_of_one_thread_runs_on_the_event_loop(
-    bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch, threads: int, count: int, on_loop: bool
+@pytest.mark.parametrize("count", [1, 16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nothing_runs_on_the_event_loop_and_no_more_at_once_than_there_are_threads(
+    bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch, threads: int, count: int
 ) -> None:
-    """A list there would keep the replica's health checks waiting."""
-    made, ran_in = tier(bundle, threads), set()
+    """A list there would keep the replica's health checks waiting; and two messages on one thread's
+    share of the CPUs would each wait for the other."""
+    made, ran_in, at_once = tier(bundle, threads), set(), [0]
     scorer = type(made._model.classifier.scorer)
-    answers = scorer.answers
+    answers, running, lock = scorer.answers, [0], threading.Lock()
 
     def noted(self: Any, texts: Sequence[str]) -> Any:
-        ran_in.add(threading.current_thread())
-        return answers(self, texts)
+        with lock:
+            ran_in.add(threading.current_thread())
+            running[0] += 1
+            at_once[0] = max(at_once[0], running[0])
+        try:
+            return answers(self, texts)
+        finally:
+            with lock:
+                running[0] -= 1
 
     monkeypatch.setattr(scorer, "answers", noted)
-    asyncio.run(made.predict(["a text"] * count, bundle.sha256, 5.0))
+
+    async def story() -> None:
+        calls = (made.predict(["a text"] * count, bundle.sha256, 20.0) for _ in range(8))
+        await asyncio.gather(*calls)
+
+    asyncio.run(story())
     assert ran_in
-    assert (threading.current_thread() in ran_in) is on_loop
+    assert threading.current_thread() not in ran_in
+    assert at_once[0] <= threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_over_its_line_it_says_what_it_says_through_serve(
+    bundle: ModelBundle, threads: int
+) -> None:
+    made, texts = tier(bundle, threads), [message(label) for label in bundle.manifest.labels] * 4
+
+    async def story() -> None:
+        lines = Lines()
+        lines.follow(frozenset({(await made.record_replica_metadata())[ADDRESS]}))
+        while (line := lines.shortest()) is None:
+            await asyncio.sleep(0.01)
+        through_serve = await made.predict(texts, bundle.sha256, 5.0)
+        assert await line.ask(texts, bundle.sha256, 5.0) == through_serve
+        with pytest.raises(BundleError, match="Deploy the router again"):
+            await line.ask(texts, "0" * 64, 5.0)
+        with pytest.raises(TimeoutError, match="longer than its caller"):
+            await line.ask(texts, bundle.sha256, -1.0)
+
+    asyncio.run(story())
+
+
+def test_its_load_counts_what_came_either_way(
+    bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve scales by it, and sees no call that came over a line."""
+    made, go = tier(bundle), threading.Event()
+    monkeypatch.setattr(type(made._model), "predict", lambda self, texts: go.wait(10) and [None])
+
+    async def load() -> float:
+        await made.record_autoscaling_stats()
+        await asyncio.sleep(0.1)
+        return (await made.record_autoscaling_stats())[LISTS]
+
+    async def story() -> None:
+        assert await load() == 0.0
+        lines = Lines()
+        lines.follow(frozenset({(await made.record_replica_metadata())[ADDRESS]}))
+        while (line := lines.shortest()) is None:
+            await asyncio.sleep(0.01)
+        calls = [
+            asyncio.ensure_future(made.predict(["a"], bundle.sha256, 10.0)),
+            asyncio.ensure_future(line.ask(["a"], bundle.sha256, 10.0)),
+        ]
+        await asyncio.sleep(0.1)
+        assert await load() == pytest.approx(2.0)
+        go.set()
+        await asyncio.gather(*calls)
+
+    asyncio.run(story())
 
 
 def test_a_bundle_that_is_another_than_promised_does_not_start(bundle: ModelBundle) -> None:
