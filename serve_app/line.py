@@ -110,6 +110,7 @@ class LineServer:
         self._answer = answer
         self._load = load
         self._lines: dict[socket.socket, threading.Thread] = {}
+        self._changing = threading.Lock()
         self.address: Final = f"firstline-{secrets.token_hex(16)}"
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._door.bind(f"\0{self.address}")
@@ -118,12 +119,14 @@ class LineServer:
 
     def close(self, wait_s: float = 0.0) -> None:
         """What has come is still answered, in so many seconds; what comes later, by others."""
-        for one in (self._door, *list(self._lines)):
+        with self._changing:
+            lines = dict(self._lines)
+        for one in (self._door, *lines):
             with contextlib.suppress(OSError):  # its peer was quicker
                 one.shutdown(socket.SHUT_RD)
         self._door.close()
         deadline_s = time.monotonic() + wait_s
-        for thread in list(self._lines.values()):
+        for thread in lines.values():
             thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def _accept(self) -> None:
@@ -139,8 +142,9 @@ class LineServer:
                 line.close()
                 continue
             thread = threading.Thread(target=self._serve, args=(line,), name="line", daemon=True)
-            self._lines[line] = thread
-            thread.start()
+            with self._changing:
+                thread.start()
+                self._lines[line] = thread
 
     def _serve(self, line: socket.socket) -> None:
         try:
@@ -156,7 +160,8 @@ class LineServer:
         except OSError as error:
             log.info("A router went away (%s).", type(error).__name__)
         finally:
-            self._lines.pop(line, None)
+            with self._changing:
+                self._lines.pop(line, None)
 
     def _said(self, texts: list[str], sha256: str, deadline_s: float) -> tuple[bool, Any]:
         try:
