@@ -47,15 +47,13 @@ _MOVING: Final = "service.lock"
 _POLL_S: Final = 0.2
 _MARKER: Final = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
 _NICENESS: Final = "RAY_worker_niceness"
-# What Ray and Serve write down of themselves, and how often Serve looks around, takes an idle
-# service 36% of a core by default and 20% with these. A value in the user's environment holds.
+# What Ray writes down of itself. A value in the user's environment holds.
 _FRUGAL: Final = {
     # Ray's own figures take a twentieth of a request; ours are /metrics.
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
     # What `ray list tasks` shows. Jobs and actors are listed as ever.
     "RAY_task_events_report_interval_ms": "0",
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
 }
 # An ingress replica drains this long before it stops, so that load balancers on other machines
 # hear of it. Here the only one is the HAProxy beside it, which hears within 0.1 s.

@@ -68,12 +68,16 @@ class Stage:
         return [pid for pid in marked(self.info.haproxy_dir) if re.search(title, _title(pid))]
 
     def kill(self, title: str, count: int | None = None) -> float:
-        """SIGKILL to all of them, or the first few; when, as time of day."""
+        """SIGKILL to all of them, or the first few; when, as time of day.
+
+        Before it, not after: clients see the end of their connections before this process runs on.
+        """
         found = self.pids(title)[:count]
         assert found, f"no process of the service is called {title}"
+        when = time.time()
         for pid in found:
             os.kill(pid, signal.SIGKILL)
-        return time.time()
+        return when
 
     @contextmanager
     def stopped(self, title: str) -> Iterator[None]:
