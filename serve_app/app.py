@@ -33,9 +33,9 @@ LATEST: Final = "latest"
 _ROUTERS: Final = 8  # that may ask a tier at once
 # An update starts as many new replicas as there are before it stops the old ones.
 _SURGE_PERCENT: Final = 100
-# A line per request and per call costs a tenth of a router's time; the audit log has them all.
-# Serve makes each line before it throws it away, unless the level says that nobody wants it.
 POLICY: Final = f"{by_lists.__module__}:{by_lists.__name__}"
+# A log line per request and per call costs a tenth of a router's time; the audit log has them all.
+# Serve makes each line before it throws it away, unless the level says that nobody wants it.
 _LOGGING: Final = {"enable_access_log": False, "log_level": "WARNING"}
 
 

@@ -10,12 +10,14 @@ thread reads a list, runs it and writes the answer, and nothing else in the repl
 Serve still says which replicas there are (balance.py), starts, checks, scales and ends them, and
 carries the calls wherever a line cannot go: to another host, or while no replica is known yet.
 
-The socket has no file: its name is of Linux's abstract kind, random, and told by Serve alone. Both
-ends refuse a peer of another user, so pickles come from our own processes only.
+The socket has no file: its name is of Linux's abstract kind. Both ends refuse a peer of another
+user; and since a container may share the user's number and the network, but not what Serve tells
+its routers, a router shows a secret before its first pickle is read.
 """
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import os
 import pickle
@@ -40,7 +42,9 @@ Answer = Callable[[list[str], str, float], Sequence[Prediction | None]]
 
 _HEAD: Final = struct.Struct("<I")  # bytes of the pickle that follows
 _PEER: Final = struct.Struct("3i")  # pid, uid, gid: SO_PEERCRED, unix(7)
+_SECRET_BYTES: Final = 32
 _BUFFER_BYTES: Final = 1 << 16
+_PAUSE_S: Final = 0.1
 _AGAIN_S: Final = 0.5  # between two attempts to reach replicas that Serve knows
 
 
@@ -79,16 +83,18 @@ def _check_peer(line: socket.socket) -> None:
 
 
 def _opened(address: str) -> socket.socket:
-    """A local socket connects at once, or not at all.
+    """To "name:secret". A local socket connects at once, or not at all.
 
     Raises:
         OSError
     """
+    name, _, secret = address.partition(":")
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         line.setblocking(False)
-        line.connect(f"\0{address}")
+        line.connect(f"\0{name}")
         _check_peer(line)
+        line.sendall(secret.encode())
     except BaseException:
         line.close()
         raise
@@ -103,7 +109,9 @@ class LineServer:
 
     Args:
         answer: called in a line's thread; what it raises goes back over the line.
-        load: told how many lists the lines have on hand, by how much that changed.
+        load: told how many lists are on hand, by how much that changed. Of those that wait in a
+            socket a replica knows by what its router had out when it sent the one that runs, which
+            is right on average.
     """
 
     def __init__(self, answer: Answer, load: Callable[[int], None]) -> None:
@@ -111,14 +119,25 @@ class LineServer:
         self._load = load
         self._lines: dict[socket.socket, threading.Thread] = {}
         self._changing = threading.Lock()
-        self.address: Final = f"firstline-{secrets.token_hex(16)}"
+        self._closed = False
+        name, secret = f"firstline-{secrets.token_hex(8)}", secrets.token_hex(_SECRET_BYTES // 2)
+        self.address: Final = f"{name}:{secret}"
+        self._secret = secret.encode()
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._door.bind(f"\0{self.address}")
+        self._door.bind(f"\0{name}")
         self._door.listen()
-        threading.Thread(target=self._accept, name="lines", daemon=True).start()
+        self._usher = threading.Thread(target=self._accept, name="lines", daemon=True)
+        self._usher.start()
+
+    def check(self) -> None:
+        """Raises ServiceError where routers would connect, and nobody would read what they ask."""
+        if not self._usher.is_alive():
+            raise ServiceError("The replica takes in no lines any more. It must be replaced.")
 
     def close(self, wait_s: float = 0.0) -> None:
-        """What has come is still answered, in so many seconds; what comes later, by others."""
+        """What has come is still answered, in so many seconds. A router that sends more finds its
+        line broken, and asks others about all that is out on it."""
+        self._closed = True
         with self._changing:
             lines = dict(self._lines)
         for one in (self._door, *lines):
@@ -130,25 +149,30 @@ class LineServer:
             thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def _accept(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 line, _ = self._door.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if not self._closed:  # of files or memory there may be enough in a moment
+                    log.warning("No line could be opened (%s).", type(error).__name__)
+                    time.sleep(_PAUSE_S)
+                continue
             try:
                 _check_peer(line)
-            except ForeignPeerError as error:
+                thread = threading.Thread(target=self._serve, args=(line,), daemon=True)
+                with self._changing:
+                    thread.start()
+                    self._lines[line] = thread
+            except (ForeignPeerError, RuntimeError) as error:
                 log.warning("A line was refused. %s", error)
                 line.close()
-                continue
-            thread = threading.Thread(target=self._serve, args=(line,), name="line", daemon=True)
-            with self._changing:
-                thread.start()
-                self._lines[line] = thread
 
     def _serve(self, line: socket.socket) -> None:
         try:
             with line, cast(IO[bytes], line.makefile("rb", _BUFFER_BYTES)) as frames:
+                if not hmac.compare_digest(frames.read(_SECRET_BYTES), self._secret):
+                    log.warning("A line was refused. Its peer does not know the secret.")
+                    return
                 while content := _read(frames):
                     number, texts, sha256, deadline_s, out = pickle.loads(content)  # noqa: S301
                     self._load(out)
@@ -186,6 +210,8 @@ class Line(asyncio.Protocol):
 
     @property
     def out(self) -> int:
+        """Lists that the replica has not answered, those that nobody waits for any more included:
+        it has to get past them, or hangs."""
         return len(self._waiting)
 
     async def ask(
@@ -195,24 +221,24 @@ class Line(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("The line is closed.")
         self._number += 1
-        number, answer = self._number, asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
-        deadline_s = time.monotonic() + budget_s
-        self._transport.write(_frame((number, texts, sha256, deadline_s, self.out)))
+        number, deadline_s = self._number, time.monotonic() + budget_s
+        frame = _frame((number, texts, sha256, deadline_s, self.out + 1))
+        answer: asyncio.Future[Sequence[Prediction | None]]
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._transport.write(frame)
         try:
-            said: Sequence[Prediction | None] = await answer
+            return await answer
         finally:
-            self._waiting.pop(number, None)
             self._end_if_done()
-        return said
 
     def retire(self) -> None:
-        """Closes it as soon as nothing is out."""
+        """Closes it as soon as nobody waits for an answer."""
         self._retired = True
         self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self._retired and not self._waiting and self._transport is not None:
+        awaited = any(not answer.done() for answer in self._waiting.values())
+        if self._retired and not awaited and self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -227,8 +253,8 @@ class Line(asyncio.Protocol):
                 return
             number, good, said = pickle.loads(seen[_HEAD.size : end])  # noqa: S301 - ours
             del seen[:end]
-            answer = self._waiting.get(number)
-            if answer is None or answer.done():
+            answer = self._waiting.pop(number)
+            if answer.done():
                 continue  # whoever asked has given up
             if good:
                 answer.set_result(said)

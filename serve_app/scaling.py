@@ -4,6 +4,8 @@ Serve counts what goes through its own handles, and a line (line.py) does not. S
 counts for itself (`Load`, told to Serve by `record_autoscaling_stats`), and `by_lists` is Serve's
 default policy over that count: delays, bounds and factors are Serve's own.
 
+Serve keeps a replica's last figure until the replica ends, so one that hangs keeps its load.
+
 Serve's controller runs a copy of `by_lists` without this module, so it refers to nothing here.
 """
 

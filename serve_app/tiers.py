@@ -21,7 +21,6 @@ from serve_app.line import ADDRESS, LineServer
 from serve_app.model import TierModel
 from serve_app.scaling import LISTS, Load
 
-_SHORTEST_PART: Final = 4  # messages
 _DRAIN_S: Final = 5.0
 
 
@@ -88,6 +87,7 @@ class Tier:
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising makes it replace the replica."""
+        self._lines.check()
         await asyncio.get_running_loop().run_in_executor(self._health, self._model.check)
 
     async def record_replica_metadata(self) -> dict[str, str]:
@@ -99,13 +99,14 @@ class Tier:
         return {LISTS: self._load.mean()}
 
     def __del__(self) -> None:
-        """Called by Serve when no router sends here any more."""
+        """Called by Serve two seconds after it told the routers that this one leaves."""
         with suppress(AttributeError):  # it did not start
             self._lines.close(_DRAIN_S)
 
     def _parts(self, texts: list[str]) -> list[list[str]]:
-        """As equal as can be, one per thread, none too short to be worth handing over."""
-        count = max(1, min(self._threads, len(texts) // _SHORTEST_PART))
+        """As equal as can be, one per thread. A line brings one list at a time, so a list that is
+        not shared out leaves threads idle."""
+        count = max(1, min(self._threads, len(texts)))
         size = -(-len(texts) // count)
         return [texts[start : start + size] for start in range(0, len(texts), size)]
 

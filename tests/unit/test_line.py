@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
+import uvloop
 
 from cluster.errors import BundleError, ServiceError
 from serve_app import line as line_module
@@ -52,7 +54,9 @@ def run(story: Callable[[Lines], Awaitable[None]], *servers: LineServer) -> None
         lines.shortest()
         await asyncio.sleep(0)
 
-    asyncio.run(told())
+    # The loop of a router; test_tiers.py uses asyncio's own.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(told())
 
 
 async def settled(lines: Lines) -> None:
@@ -172,7 +176,8 @@ def test_calls_go_to_the_line_with_the_fewest_lists_out() -> None:
         run(story, one, other)
 
 
-def test_a_caller_that_gives_up_frees_its_place_and_hears_no_other_lists_answer() -> None:
+def test_a_caller_that_gives_up_hears_no_other_lists_answer_and_its_list_still_counts() -> None:
+    """It runs on in the replica, or hangs there: others must go elsewhere."""
     go = threading.Event()
 
     def slow(texts: list[str], sha256: str, deadline_s: float) -> list[Prediction | None]:
@@ -181,17 +186,44 @@ def test_a_caller_that_gives_up_frees_its_place_and_hears_no_other_lists_answer(
         return [said(text) for text in texts]
 
     async def story(lines: Lines) -> None:
+        hung = lines.shortest()
+        assert hung is not None
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await ask(lines, "slow")
+                await hung.ask(["slow"], SHA, BUDGET_S)
+        assert hung.out == 1
+        for _ in range(3):
+            assert lines.shortest() is not hung
+            assert await ask(lines, "next") == [said("next")]
+        go.set()
+        assert list(await hung.ask(["again"], SHA, BUDGET_S)) == [said("again")]
+        assert hung.out == 0
+
+    with served(slow) as one, served(slow) as other:
+        run(story, one, other)
+
+
+def test_a_line_that_nobody_waits_for_is_closed_when_its_replica_goes() -> None:
+    go = threading.Event()
+
+    def hang(texts: list[str], sha256: str, deadline_s: float) -> list[Prediction | None]:
+        go.wait(10)
+        return [None]
+
+    async def story(lines: Lines) -> None:
         line = lines.shortest()
         assert line is not None
-        assert line.out == 0
-        go.set()
-        assert await ask(lines, "next") == [said("next")]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await line.ask(["a"], SHA, BUDGET_S)
+        lines.follow(frozenset())
+        assert lines.shortest() is None
+        with pytest.raises(ConnectionError):
+            await line.ask(["b"], SHA, BUDGET_S)
 
-    with served(slow) as server:
+    with served(hang) as server:
         run(story, server)
+        go.set()
 
 
 _REPLICA = """
@@ -290,51 +322,106 @@ def test_a_peer_of_another_user_is_refused_at_both_ends(
 ) -> None:
     """Who could send a pickle could run code."""
     with served(echo) as server, caplog.at_level(logging.WARNING):
-        mine = os.getuid()
+        mine, name = os.getuid(), server.address.partition(":")[0]
         monkeypatch.setattr("os.getuid", lambda: mine + 1)
         with pytest.raises(ForeignPeerError, match=f"user {mine}"):
             line_module._opened(server.address)
         with socket.socket(socket.AF_UNIX) as stranger:
-            stranger.connect(f"\0{server.address}")
+            stranger.connect(f"\0{name}")
             stranger.settimeout(10)
             assert stranger.recv(1) == b"", "the server took a stranger in"
     assert "was refused" in caplog.text
+
+
+@pytest.mark.parametrize("shown", ["0" * 32, "", "short"])
+def test_who_does_not_know_the_secret_is_not_read(
+    shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container of the same user and network sees a socket's name, and could send pickles."""
+    asked = []
+
+    def note(texts: list[str], sha256: str, deadline_s: float) -> list[Prediction | None]:
+        asked.append(texts)
+        return [None]
+
+    with served(note) as server, caplog.at_level(logging.WARNING):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect("\0" + server.address.partition(":")[0])
+            stranger.sendall(shown.encode() + line_module._frame((1, ["a"], SHA, 1e9, 1)))
+            stranger.shutdown(socket.SHUT_WR)
+            stranger.settimeout(10)
+            with suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+        assert not asked
+    assert "does not know the secret" in caplog.text
+
+
+def test_a_moment_without_free_files_ends_no_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: the thread that takes lines in ended, and routers went on connecting."""
+    fails = [OSError("too many open files")]
+    accept = socket.socket.accept
+
+    def failing(self: socket.socket) -> Any:
+        if fails:
+            raise fails.pop()
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", failing)
+
+    async def story(lines: Lines) -> None:
+        assert await ask(lines, "a") == [said("a")]
+
+    with served(echo) as server:
+        run(story, server)
+        assert not fails
+        server.check()
+
+
+def test_a_replica_that_takes_in_no_lines_is_unwell() -> None:
+    with served(echo) as server:
+        server.check()
+        server.close()
+        server._usher.join(10)
+        with pytest.raises(ServiceError, match="must be replaced"):
+            server.check()
 
 
 def test_half_a_frame_ends_its_line_and_no_other() -> None:
     async def story(lines: Lines) -> None:
         for torn in (b"\x01", line_module._frame((1, ["a"], SHA, 0.0, 1))[:-3]):
             with socket.socket(socket.AF_UNIX) as client:
-                client.connect(f"\0{server.address}")
-                client.sendall(torn)
+                name, _, secret = server.address.partition(":")
+                client.connect(f"\0{name}")
+                client.sendall(secret.encode() + torn)
         assert await ask(lines, "a") == [said("a")]
 
     with served(echo) as server:
         run(story, server)
 
 
-def test_the_load_is_what_the_line_has_out() -> None:
-    """Two lists wait in the socket behind the first, where the replica cannot see them."""
-    now_s, begun, go = 0.0, threading.Event(), threading.Event()
-    load = Load(clock=lambda: now_s)
+def test_lists_that_wait_in_the_socket_are_part_of_the_load() -> None:
+    """The replica cannot see them; with one line and one thread it would never be scaled."""
+    now_s, go = 0.0, threading.Semaphore(0)
+    load, begun = Load(clock=lambda: now_s), threading.Semaphore(0)
 
     def slow(texts: list[str], sha256: str, deadline_s: float) -> list[Prediction | None]:
-        if texts == ["third"]:
-            begun.set()
-            go.wait(10)
+        begun.release()
+        go.acquire(timeout=10)
         return [None]
 
     async def story(lines: Lines) -> None:
         nonlocal now_s
-        calls = [asyncio.ensure_future(ask(lines, text)) for text in ("first", "second", "third")]
-        await asyncio.to_thread(begun.wait, 10)
+        calls = [asyncio.ensure_future(ask(lines, "a")) for _ in range(3)]
+        await asyncio.to_thread(begun.acquire, timeout=10)
         load.mean()
-        now_s = 2.0
-        assert load.mean() == 3.0
-        go.set()
+        for _ in calls:  # each runs for a second, while what was sent before it is done
+            now_s += 1.0
+            go.release()
+            if now_s < len(calls):
+                await asyncio.to_thread(begun.acquire, timeout=10)
         await asyncio.gather(*calls)
-        load.mean()
-        now_s = 4.0
+        assert load.mean() == pytest.approx((3 + 2 + 1) / 3)
+        now_s += 1.0
         assert load.mean() == 0.0
 
     with served(slow, load) as server:
