@@ -1,9 +1,9 @@
 """Gatherer: many small requests -> few lists across the hop between deployments.
 
-A call costs on both sides, through Serve more than the model (8 ms with it, 3 ms without, on 2
-cores), and over a line (line.py) less; so what arrives while every call is out waits, and leaves together with the next one. A message that is alone leaves at
-once: there is no timer. Failures are values, one per message, so a poisoned message takes no
-neighbour with it.
+A call costs on both sides: through Serve more than the model (8 ms with it, 3 ms without, on 2
+cores), and over a line (line.py) less. So what arrives while every call is out waits, and leaves
+together with the next one. A message that is alone leaves at once: there is no timer. Failures are
+values, one per message, so a poisoned message takes no neighbour with it.
 
 Requests take turns, so that a long list delays a single message by little. One that would wait too
 long is refused when it comes, while it can still go elsewhere: what is ahead of it, over the
