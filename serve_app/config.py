@@ -44,7 +44,7 @@ class TierConfig(_Model):
     )
     max_batch: int = Field(64, ge=1, description="messages per list")
     max_queued: int = Field(2048, ge=MAX_TEXTS, description="messages waiting in a router")
-    max_wait_s: float = Field(0.7, gt=0, description="with more ahead, a request is refused")
+    max_wait_s: float = Field(0.4, gt=0, description="with more ahead, a request is refused")
     timeout_s: float = Field(5.0, gt=0, description="for a message, its wait included")
     by_label: bool = Field(False, description="only on nodes started with --labels tier=<tier>")
 
