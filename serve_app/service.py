@@ -62,6 +62,7 @@ from serve_app.keeper import (
     use_token,
     write_info,
 )
+from serve_app.standin import standing_in
 from serve_app.traffic import ADAPT_EVERY_S, Routed, adapted
 
 log = logging.getLogger(__name__)
@@ -383,7 +384,9 @@ def _serving(
     try:
         use_token(token_path)
         connect(settings, num_cpus=max(os.cpu_count() or 1, config.cpus_for_promotion))
-        yield _deploy_first(settings, release_id, config, haproxy_dir, wait_s)
+        info = _deploy_first(settings, release_id, config, haproxy_dir, wait_s)
+        with standing_in(haproxy_dir):
+            yield info
     finally:
         shut_down()
         sweep(haproxy_dir)

@@ -40,7 +40,8 @@ _EVERY: Final = 10  # of how many texts one is poisoned
 
 CONTROLLER: Final = r"^ray::ServeController"
 MONITOR: Final = r"^ray::MonitorActor"
-HAPROXY: Final = r"^\S*haproxy .*-f "
+HAPROXY: Final = r"^\S*haproxy .*/haproxy\.cfg"
+STAND_IN: Final = r"^\S*haproxy .*/stand-in\.cfg"
 ROUTER: Final = r"^ray::ServeReplica:firstline-router:router"
 
 

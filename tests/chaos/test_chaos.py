@@ -26,6 +26,7 @@ from tests.chaos.stage import (
     MONITOR,
     ROUTER,
     SECONDS,
+    STAND_IN,
     Stage,
     freezable_disk,
     freeze,
@@ -211,6 +212,7 @@ def test_haproxy_is_killed(shared: Stage, rows: Rows) -> None:
     _back(rows, "HAProxy killed: until the last failure, s", last)
     early = [one for one in seen.failures if one.at_s < times[0]]
     rows.zero("HAProxy killed: failures before", len(early))
+    assert wait_for(lambda: not shared.pids(STAND_IN) and bool(shared.pids(HAPROXY)), 60)
     assert shared.calm()
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -339,6 +339,25 @@ def test_a_dead_cloud_degrades_and_comes_back(running: Running) -> None:
     assert (hard["degraded"], hard["reason"], hard["route"]) == (True, "cloud_failed", "edge")
     assert (pinned["degraded"], pinned["reason"]) == (False, "pii_pinned")
     assert wait_for(lambda: running.classify(HARD)[0]["route"] == "cloud")
+
+
+def test_a_killed_haproxy_has_a_stand_in_until_serve_has_another(running: Running) -> None:
+    serves, stand_in = r"^\S*haproxy .*/haproxy\.cfg", r"^\S*haproxy .*/stand-in\.cfg"
+
+    def answered() -> bool:
+        with suppress(httpx.TransportError):
+            return bool(running.classify(EASY))
+        return False
+
+    for pid in running.pids(serves):
+        os.kill(pid, signal.SIGKILL)
+    assert wait_for(answered, 3.0)
+    assert running.pids(stand_in)
+    assert not running.pids(serves)
+    assert wait_for(lambda: bool(running.pids(serves)))
+    # It ends what it has begun: our connection is kept until we have asked once more.
+    assert wait_for(lambda: answered() and not running.pids(stand_in))
+    assert answered()
 
 
 def test_a_keeper_that_is_killed_leaves_nothing_that_stop_does_not_find(tmp_path: Path) -> None:
