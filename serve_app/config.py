@@ -42,9 +42,11 @@ class TierConfig(_Model):
     worth_a_call: int = Field(
         16, ge=0, description="messages that wait for each list out before another leaves"
     )
-    max_batch: int = Field(64, ge=1, description="messages per list")
+    max_batch: int = Field(24, ge=1, description="messages per list")
     max_queued: int = Field(2048, ge=MAX_TEXTS, description="messages waiting in a router")
-    max_wait_s: float = Field(0.4, gt=0, description="with more ahead, a request is refused")
+    max_wait_s: float = Field(
+        0.75, gt=0, description="expected until an answer; with more, a request is refused"
+    )
     timeout_s: float = Field(5.0, gt=0, description="for a message, its wait included")
     by_label: bool = Field(False, description="only on nodes started with --labels tier=<tier>")
 

@@ -303,9 +303,11 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
         # A request takes it 0.05 to 0.08 ms, and a second thread makes each dearer by a fifth.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 4))),
         **{name: os.environ.get(name, value) for name, value in _FRUGAL.items()},
-        # Three missed checks and a new proxy: what a killed HAProxy costs.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",
+        # Three missed checks and a new manager: how long a stand-in has to stand in (standin.py).
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_PROXY_GRACEFUL_SHUTDOWN_TIMEOUT_S": "1",
+        # Each turn of Serve's controller, ten a second by default, takes 5 ms of CPU.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
         # Ray makes its workers stand back by 15 for all else on the machine. Whoever waits for an
         # answer comes first: before a client that floods it, and before a training run.
         _NICENESS: os.environ.get(_NICENESS, "0"),
