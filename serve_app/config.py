@@ -42,7 +42,7 @@ class TierConfig(_Model):
     worth_a_call: int = Field(
         16, ge=0, description="messages that wait for each list out before another leaves"
     )
-    max_batch: int = Field(24, ge=1, description="messages per list")
+    max_batch: int = Field(24, ge=2, description="messages per list")
     max_queued: int = Field(2048, ge=MAX_TEXTS, description="messages waiting in a router")
     max_wait_s: float = Field(
         0.75, gt=0, description="expected until an answer; with more, a request is refused"

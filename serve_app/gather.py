@@ -32,6 +32,7 @@ Outcome = Prediction | Exception
 # Texts of a request that wait with single messages, and not behind lists. Simulated beside two
 # clients with 256 texts each, a single one takes at most 0.23 s, and 0.62 where a call takes 64.
 _FIRST: Final = 8
+_SHARE_STEP: Final = 0.1  # a mean over some ten calls
 _FAIR_S: Final = 1.0  # a caller's deadline shorter than this says nothing about the tier
 
 
@@ -106,11 +107,7 @@ class _Request:
     @property
     def first(self) -> int:
         """Texts that still wait with single messages."""
-        return 0 if self.sent else min(len(self.texts), _FIRST)
-
-    def take(self, count: int) -> "_Part":
-        start, self.sent = self.sent, min(self.sent + count, len(self.texts))
-        return _Part(self, start, self.sent)
+        return max(0, min(len(self.texts), _FIRST) - self.sent)
 
     def settle(self, start: int, outcomes: Sequence[Outcome]) -> None:
         self.outcomes[start : start + len(outcomes)] = outcomes
@@ -179,6 +176,7 @@ class Gatherer:
         self._begun: OrderedDict[_Request, None] = OrderedDict()
         self._queued = 0
         self._first = 0  # of them, in `_new` and of each the first few
+        self._lists_share = 1.0  # of a call, that single messages leave to lists
         self._in_flight = 0
         self._calls: set[asyncio.Task[None]] = set()
         self._rate = ServiceRate()
@@ -212,7 +210,8 @@ class Gatherer:
 
     def check(self, count: int, timeout_s: float | None = None) -> None:
         """Raises OverloadedError where the queue has no room for so many, or they would be late."""
-        limit_s = self._max_wait_s if timeout_s is None else min(timeout_s, self._max_wait_s)
+        patience_s = self._timeout_s if timeout_s is None else timeout_s
+        limit_s = min(patience_s, self._max_wait_s)
         if self._queued + count > self._max_queued:
             raise OverloadedError(
                 f"{self._queued} messages are waiting and {count} more came; at most "
@@ -224,7 +223,7 @@ class Gatherer:
             return
         ahead = self._ahead(count)
         wait_s, answer_s = ahead / per_s, (ahead + count) / per_s
-        if wait_s > limit_s / 2 and answer_s > limit_s:
+        if answer_s > (limit_s if wait_s > limit_s / 2 else patience_s):
             raise OverloadedError(
                 f"{ahead} messages are ahead, so the answer would take about {answer_s:.2g} s; at "
                 f"most {limit_s:.2g} s are waited. Try again in a moment.",
@@ -232,10 +231,11 @@ class Gatherer:
             )
 
     def _ahead(self, count: int) -> int:
-        """Messages that go before the last of `count` that come now: of a list all, and of single
-        ones those that came first, and as many of lists that have begun."""
-        few = 2 * self._first if count <= _FIRST else self._queued
-        return self._in_flight + min(self._queued, few)
+        """Messages that go before the last of `count` that come now. Of single ones: those that
+        came first, and as many of lists. Of a list: all, and what comes later and goes first."""
+        if count <= _FIRST:
+            return self._in_flight + min(self._queued, 2 * self._first)
+        return self._in_flight + round((self._queued + count) / self._lists_share) - count
 
     def _enter(
         self, texts: Sequence[str], limit_s: float, loop: asyncio.AbstractEventLoop
@@ -287,6 +287,8 @@ class Gatherer:
         parts: list[_Part] = []
         half = self._max_batch // 2 if self._begun else 0
         room = self._begin(parts, self._max_batch - half)
+        if half:
+            self._lists_share += _SHARE_STEP * ((room + half) / self._max_batch - self._lists_share)
         room = self._go_on(parts, room + half)
         room = self._begin(parts, room)
         taken = self._max_batch - room
@@ -297,24 +299,30 @@ class Gatherer:
     def _begin(self, parts: list[_Part], room: int) -> int:
         """Adds the first few texts of each request that is new. The room that is left."""
         while room and self._new:
-            request, _ = self._new.popitem(last=False)
-            self._first -= request.first
-            parts.append(request.take(min(room, _FIRST)))
-            room -= request.sent
-            if request.unsent:
-                self._begun[request] = None
+            request = next(iter(self._new))
+            room -= self._add(parts, request, min(room, request.first))
+            if not request.first:
+                del self._new[request]
+                if request.unsent:
+                    self._begun[request] = None
         return room
 
     def _go_on(self, parts: list[_Part], room: int) -> int:
         """Adds the rest of the lists, the oldest first. The room that is left."""
         while room and self._begun:
             request = next(iter(self._begun))
-            part = request.take(room)
-            parts.append(part)
-            room -= part.stop - part.start
+            room -= self._add(parts, request, min(room, request.unsent))
             if not request.unsent:
                 del self._begun[request]
         return room
+
+    def _add(self, parts: list[_Part], request: _Request, count: int) -> int:
+        """The next so many texts of a request. How many that is."""
+        first, start = request.first, request.sent
+        request.sent += count
+        self._first -= first - request.first
+        parts.append(_Part(request, start, request.sent))
+        return count
 
     async def _run(self, parts: Sequence[_Part], start_s: float) -> None:
         texts = [text for part in parts for text in part.texts]

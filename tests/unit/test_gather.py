@@ -5,6 +5,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, TypeVar
@@ -303,24 +304,48 @@ async def test_beside_lists_and_a_flood_of_messages_each_has_half_of_a_call() ->
     await asyncio.gather(first, *flood)
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 9))
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(2, 9))
 def test_what_is_counted_as_waiting_is_what_waits(sizes: list[int], max_batch: int) -> None:
     """Also after clients have left, with lists that are new, begun, and out."""
+
+    def counted(gatherer: Gatherer) -> None:
+        new, begun = list(gatherer._new), list(gatherer._begun)
+        assert gatherer._queued == sum(one.unsent for one in (*new, *begun))
+        assert gatherer._first == sum(one.first for one in new)
+        assert all(one.first and not other.first for one in new for other in begun)
 
     async def story() -> None:
         tier = FakeTier()
         gatherer = make(tier, max_batch=max_batch, max_queued=1000)
         tasks = [asyncio.create_task(gatherer(["text"] * size)) for size in sizes]
         await settle()
+        counted(gatherer)
         for task in tasks[::2]:
             task.cancel()
         await settle()
+        counted(gatherer)
         tier.open.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert (gatherer.waiting, gatherer._ahead(1), gatherer._ahead(99)) == (0, 0, 0)
-        assert gatherer._first == 0
+        counted(gatherer)
+        assert gatherer.waiting == 0
 
     asyncio.run(story())
+
+
+async def test_a_request_that_fits_only_in_part_is_not_sent_behind_the_lists() -> None:
+    tier = FakeTier()
+    gatherer = make(tier, max_batch=24, max_queued=1000)
+    first = asyncio.create_task(gatherer(["first"]))
+    await settle()
+    lists = [asyncio.create_task(gatherer(["long"] * 100)) for _ in range(4)]
+    few = [asyncio.create_task(gatherer([name] * 8)) for name in "ab"]
+    await settle()
+    tier.open.set()
+    await asyncio.gather(*few)
+    sent = [text for texts in tier.lists for text in texts]
+    assert sent.index("b") < sent.index("long") + 60
+    assert len(sent) - sent[::-1].index("b") < 150, "of 417 messages"
+    await asyncio.gather(first, *lists)
 
 
 # ---- admission, in simulated time ---------------------------------------------------------------
@@ -461,22 +486,56 @@ def test_at_three_times_the_capacity_what_is_accepted_stays_quick(
     assert all(0.0 < retry_s < 2.0 for retry_s in seen.retry_after_s)
 
 
-def test_what_overload_has_no_room_for_is_the_long_lists() -> None:
-    """Of messages by three times the capacity, single ones are 1.7%, so all of them have room."""
+@pytest.mark.parametrize("worth_a_call", [0, TierConfig().worth_a_call])
+@pytest.mark.parametrize(
+    ("few", "few_share", "lists", "lists_share"),
+    [
+        (1, 0.05, (64, 256), 2.95),
+        (1, 0.4, (64,), 2.6),
+        (1, 0.6, (64,), 2.4),
+        (5, 0.4, (64, 256), 2.6),
+        (8, 0.3, (64, 256), 2.7),
+    ],
+)
+def test_what_overload_has_no_room_for_is_the_lists(
+    few: int, few_share: float, lists: Sequence[int], lists_share: float, worth_a_call: int
+) -> None:
+    """Where short requests alone would have room, they have it; and no accepted list is late."""
 
     async def story() -> tuple[Seen, Seen]:
-        singles, lists = Seen(), Seen()
-        tier = ready(Replicas(2 / CAPACITY))
+        short, long = Seen(), Seen()
+        tier = ready(Replicas(2 / CAPACITY), worth_a_call)
         await asyncio.gather(
-            load(tier, singles, per_s=0.05 * CAPACITY, for_s=20),
-            load(tier, lists, per_s=2.95 * CAPACITY, for_s=20, sizes=(64, 256)),
+            load(tier, short, per_s=few_share * CAPACITY, for_s=20, sizes=(few,)),
+            load(tier, long, per_s=lists_share * CAPACITY, for_s=20, sizes=lists),
         )
-        return singles, lists
+        return short, long
 
-    singles, lists = simulate(story)
-    assert singles.share_refused() == 0.0
-    assert singles.p99_s() < 0.4
-    assert 0.3 < lists.share_refused() < 0.95
+    short, long = simulate(story)
+    assert short.share_refused() == 0.0
+    assert short.p99_s() < 0.5
+    assert 0.3 < long.share_refused() < 0.95
+    assert long.p99_s() < 1.0
+
+
+def test_a_list_that_its_client_would_not_wait_for_is_refused_at_once() -> None:
+    async def client(gatherer: Gatherer, size: int, timeout_s: float, late: list[bool]) -> None:
+        with suppress(OverloadedError):
+            outcomes = await gatherer(["text"] * size, timeout_s)
+            late.append(any(isinstance(outcome, TimeoutError) for outcome in outcomes))
+
+    async def story() -> list[bool]:
+        late: list[bool] = []
+        gatherer = ready(Replicas(2 / CAPACITY))
+        seen = Seen()
+        background = asyncio.create_task(load(gatherer, seen, per_s=0.9 * CAPACITY, for_s=10))
+        await asyncio.sleep(2.0)
+        for _ in repeat(None, 20):  # 256 messages take 0.4 s alone
+            await asyncio.gather(client(gatherer, 256, 0.3, late), asyncio.sleep(0.3))
+        await background
+        return late
+
+    assert sum(simulate(story)) <= 3, "those that came while next to nothing waited"
 
 
 def test_overload_costs_no_throughput_and_is_over_when_the_load_is() -> None:

@@ -103,7 +103,10 @@ def status(port: int) -> int | None:
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path) -> Iterator[StandIn]:
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    # As in the keeper, whose environment is Serve's.
+    for name, value in serve_environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
     made = StandIn(tmp_path)
     yield made
     made.close()
@@ -165,6 +168,27 @@ def test_a_killed_stand_in_is_started_again(node: Path, port: int, stand_in: Sta
     assert stand_in.pid is not None
     os.kill(stand_in.pid, signal.SIGKILL)
     assert until(lambda: looked(stand_in) and status(port) == 200)
+
+
+def test_one_that_cannot_listen_is_not_started_ten_times_a_second(
+    node: Path, tmp_path: Path, port: int
+) -> None:
+    now_s, seen = [0.0], set()
+    stand_in = StandIn(tmp_path, clock=lambda: now_s[0])
+    with haproxy(node) as first:
+        stand_in.look()
+        first.kill()
+        first.wait()
+    with socket.create_server(("127.0.0.1", port)):
+        for _ in range(10):
+            stand_in.look()
+            seen.add(stand_in.pid)
+            time.sleep(0.05)
+        assert len(seen) == 1
+        now_s[0] = 1.1
+        stand_in.look()
+        assert stand_in.pid not in seen
+    stand_in.close()
 
 
 def test_the_watch_leaves_no_process(node: Path, tmp_path: Path, port: int) -> None:
