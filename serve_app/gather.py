@@ -223,11 +223,12 @@ class Gatherer:
             return
         ahead = self._ahead(count)
         wait_s, answer_s = ahead / per_s, (ahead + count) / per_s
-        if answer_s > (limit_s if wait_s > limit_s / 2 else patience_s):
+        most_s = limit_s if wait_s > limit_s / 2 else patience_s
+        if answer_s > most_s:
             raise OverloadedError(
                 f"{ahead} messages are ahead, so the answer would take about {answer_s:.2g} s; at "
-                f"most {limit_s:.2g} s are waited. Try again in a moment.",
-                retry_after_s=answer_s - limit_s,
+                f"most {most_s:.2g} s are waited. Try again in a moment.",
+                retry_after_s=answer_s - most_s,
             )
 
     def _ahead(self, count: int) -> int:

@@ -306,7 +306,7 @@ def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
         # Three missed checks and a new manager: how long a stand-in has to stand in (standin.py).
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_PROXY_GRACEFUL_SHUTDOWN_TIMEOUT_S": "1",
-        # Each turn of Serve's controller, ten a second by default, takes 5 ms of CPU.
+        # Each turn of Serve's controller, ten a second by default, takes 4 to 5 ms of CPU.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
         # Ray makes its workers stand back by 15 for all else on the machine. Whoever waits for an
         # answer comes first: before a client that floods it, and before a training run.
