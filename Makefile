@@ -5,8 +5,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-long lint servers bench-edge bench-dapt bench-train bench-router \
-  bench-certificates bench-serve bench-score bench-guard chaos clean
+.PHONY: setup demo test test-long lint servers bench-edge bench-dapt bench-teacher bench-train \
+  bench-router bench-certificates bench-serve bench-score bench-guard chaos clean
 
 setup: $(READY)
 
@@ -48,6 +48,11 @@ bench-edge: setup
 
 bench-dapt: setup
 	$(BIN)/python -m tests.bench.dapt $(GIVEN) $(if $(TEST),--test $(TEST))
+
+# The cloud model against its references. FEW: sizes of `train` to measure once more with; PARTS:
+# some of words, plain, ours, before and few. What was measured before is not measured again.
+bench-teacher: setup
+	$(BIN)/python -m tests.bench.teacher $(GIVEN) $(if $(TEST),--test $(TEST)) $(if $(NAME),--name $(NAME)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FEW),--few $(FEW)) $(if $(PARTS),--parts $(PARTS)) $(if $(BEFORE),--before $(BEFORE))
 
 bench-train: setup
 	$(BIN)/python -m tests.bench.train $(GIVEN)

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cluster.errors import BundleError
-from cluster.files import new_folder, read_json, sha256_file, sha256_json, write_json
+from cluster.files import new_folder, read_json, sha256_file, sha256_json, write_json, write_text
 
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
@@ -88,6 +88,7 @@ class Manifest(_Frozen):
     versions: dict[str, str]
     created_at: str
     files: dict[str, str]
+    warnings: tuple[str, ...] = ()  # of the gate, which a user has accepted
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> "Manifest":
@@ -225,8 +226,37 @@ def write_bundle(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
         )
-        write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+        # Nobody has accepted anything yet: without the field, a bundle is as it was before it.
+        write_json(folder / MANIFEST, manifest.model_dump(mode="json", exclude={"warnings"}))
     return load_bundle(target)
+
+
+def with_warnings(
+    bundle: ModelBundle,
+    target: Path,
+    warnings: Sequence[str],
+    texts: Mapping[str, str] | None = None,
+) -> ModelBundle:
+    """The same models with warnings in the manifest: another bundle, written whole as `target`.
+
+    Args:
+        texts: file name -> what it says now, of files that speak of the warnings too.
+    """
+    with new_folder(target) as folder:
+        for name in bundle.manifest.files:
+            shutil.copyfile(bundle.path / name, folder / name)
+        for name, text in (texts or {}).items():
+            write_text(folder / name, text)
+        said = bundle.manifest.model_dump(mode="json", exclude_unset=True)
+        said["warnings"] = list(warnings)
+        said["files"] = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+        write_json(folder / MANIFEST, said)
+    return load_bundle(target)
+
+
+def warnings_of(*manifests: Manifest) -> tuple[str, ...]:
+    """What the bundles warn of, each sentence once."""
+    return tuple(dict.fromkeys(said for manifest in manifests for said in manifest.warnings))
 
 
 def read_manifest(path: Path) -> Manifest:

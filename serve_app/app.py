@@ -14,7 +14,7 @@ from typing import Any, Final
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from cluster.bundles import MODEL, Role
+from cluster.bundles import MODEL, Role, read_manifest, warnings_of
 from cluster.errors import ReleaseError
 from cluster.placement import actor_options
 from cluster.releases import Release, list_releases, load_release
@@ -49,7 +49,7 @@ class Card:
         self._tiers = {"edge": edge, "cloud": cloud}
 
     async def describe(self) -> dict[str, Any]:
-        """The manifest, policy, certificate, prices, labels and hashes."""
+        """The manifest, policy, certificate, prices, labels, warnings and hashes."""
         return self._card
 
     async def ready(self) -> dict[str, str]:
@@ -68,6 +68,7 @@ def describe(release: Release) -> dict[str, Any]:
         ReleaseError: the policy or the alternatives cannot be used.
     """
     policy_of(release)
+    manifests = [read_manifest(path) for path in (release.edge_path, release.cloud_path)]
     return {
         "id": release.id,
         "labels": list(release.manifest.labels),
@@ -79,6 +80,7 @@ def describe(release: Release) -> dict[str, Any]:
         "certificate": dict(release.certificate),
         "prices": dict(release.prices),
         "alternatives": [item.model_dump() for item in load_alternatives(release.path)],
+        "warnings": list(warnings_of(*manifests)),
         "manifest": release.manifest.model_dump(mode="json"),
     }
 

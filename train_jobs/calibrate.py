@@ -1,4 +1,4 @@
-"""Stage 6: the final ONNX model and the `calibration` split -> a temperature.
+"""Stage 7: the final ONNX model and the `calibration` split -> a temperature.
 
 Temperature scaling (Guo et al. 2017) on the outputs of the model that is deployed: quantization
 moves logits. Calibration error is reported before and after on `tune`, where nothing was fitted.

@@ -118,6 +118,14 @@ def card(facts: Facts) -> str:
     return "\n\n".join(part for section in sections for part in section(facts)) + "\n"
 
 
+def warned(text: str, warnings: Sequence[str]) -> str:
+    """A finished card with a section of warnings before all others."""
+    points = "\n".join(f"- {_code(warning)}" for warning in warnings)
+    before, heading, after = text.partition("\n## ")
+    section = f"\n## Warnings\n\nThe gate found, and a user accepted:\n\n{points}\n"
+    return f"{before}{section}{heading}{after}"
+
+
 def write(
     role: Role,
     compressed: Compressed,
@@ -190,9 +198,38 @@ def _recipe(facts: Facts) -> list[str]:
     others = {name: what for name, what in facts.recipe.items() if name not in stages}
     parts = ["## Recipe"]
     for name, options in (*stages.items(), ("chosen", others)):
-        rows = [(_code(option), _code(value)) for option, value in options.items()]
+        if name == "recipe":
+            parts += _tried(options)
+            continue
+        rows = [
+            (_code(option), _code(value))
+            for option, value in options.items()
+            if option != "candidates"  # what came of them stands below
+        ]
         parts += [f"### {name}", _table(("option", "value"), rows)]
     return parts
+
+
+def _tried(recipe: Mapping[str, Any]) -> list[str]:
+    """What competed for the cloud's recipe, and what each reached."""
+    chosen, rows = recipe["chosen"], recipe["rows"]
+    table = [
+        (
+            _code(one["name"]),
+            f"{100 * one['share']:.0f}%",
+            _share(round(one["accuracy"] * rows), rows),
+            f"{one['log_loss']:.4f}",
+        )
+        for one in recipe["tried"]
+    ]
+    return [
+        "### recipes that were tried",
+        f"Short fits, judged on {rows:,} rows held out of `train`, which the model has learned "
+        f"from since. Chosen: a rate of {chosen['learning_rate']:g}, starting from a "
+        f"{'linear probe' if chosen['head'] == 'probe' else 'random head'}. *Run* is the share of "
+        "the short fit before it was stopped; *log-loss* is calibrated.",
+        _table(("candidate", "run", "accuracy", "log-loss"), table),
+    ]
 
 
 def _figures(facts: Facts) -> list[str]:

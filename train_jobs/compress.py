@@ -1,4 +1,4 @@
-"""Stage 5: a trained classifier -> ONNX -> int8, and a parity report of every variant.
+"""Stage 6: a trained classifier -> ONNX -> int8, and a parity report of every variant.
 
 In: a folder in Hugging Face's layout. Out: `<variant>.onnx` files, `parity.json`, `parity.png`,
 and the choice (edge): the smallest variant that agrees with fp32, is about as fast as the fastest,
@@ -35,7 +35,7 @@ from serve_app.classifier import OnnxScorer, softmax
 from serve_app.cpu import has_all
 from train_jobs import domain, ngrams, served
 from train_jobs.data import Dataset
-from train_jobs.encoders import max_tokens
+from train_jobs.encoders import max_tokens, trained_classifier
 from train_jobs.quantize import RECIPES, Recipe, quantize
 from train_jobs.resume import HISTORY
 from train_jobs.vocabulary import Cost
@@ -120,13 +120,12 @@ class Compressed:
 def export(source: Path, target: Path) -> None:
     """Writes the classifier as an fp32 ONNX file, by Optimum."""
     from optimum.exporters.onnx import onnx_export_from_model
-    from transformers import AutoModelForSequenceClassification
 
     # Tracing warns of every constant it meets; parity is measured, so nobody has to read them.
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers.logging.set_verbosity_error()
-        model = AutoModelForSequenceClassification.from_pretrained(source).eval()
+        model = trained_classifier(source)
         onnx_export_from_model(
             model, scratch, task="text-classification", do_validation=False, no_post_process=True
         )

@@ -1,4 +1,4 @@
-"""Stage 4: the cloud classifier -> a small edge student (Ray Train).
+"""Stage 5: the cloud classifier -> a small edge student (Ray Train).
 
 The student takes layers of its teacher, evenly spaced from first to last, with the head (Sanh et
 al. 2019, "DistilBERT"), the weightiest half of each layer's feed-forward neurons, and the pieces of
@@ -14,8 +14,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812 - the field's own name for it
-from transformers import AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoTokenizer
 
 from cluster.bundles import TOKENIZER
 from cluster.errors import ConfigError
@@ -26,7 +27,6 @@ from train_jobs.augment import varied
 from train_jobs.data import Dataset, load_dataset
 from train_jobs.encoders import (
     feed_forward_width,
-    first_position_only,
     keep_layers,
     keep_neurons,
     layer_count,
@@ -34,23 +34,24 @@ from train_jobs.encoders import (
     load_classifier,
     max_tokens,
     neuron_weights,
+    pool_mean,
     without_dropout,
 )
 from train_jobs.quantize import rounded
 from train_jobs.training import (
+    Batch,
     Compute,
     Fit,
-    PlateauTrainer,
+    Loss,
     TokenRows,
     Trained,
-    accuracy,
-    arguments,
     finish,
     fit_on_ray,
-    has_bf16,
-    holdout,
+    forward,
+    predict,
     seed_everything,
     set_threads,
+    train,
 )
 from train_jobs.vocabulary import cost, save, trim, trim_embedding
 
@@ -69,11 +70,10 @@ class DistillConfig:
     feed_forward_share: float = 0.5  # of the teacher's neurons per layer
     vocabulary: int = 18_000  # pieces at the most
     embedding_bits: Literal[8, 4] = 4  # it is rounded before it is learned with, and then held
-    copies: int = 3  # varied ones of each message
-    epochs: float = 16.0
+    copies: int = 2  # varied ones of each message
+    epochs: float = 9.0
     learning_rate: float = 3e-4
     batch_size: int = 64
-    patience_epochs: int = 3
     temperature: float = 2.0
     soft_share: float = 0.7
 
@@ -111,67 +111,36 @@ def check_vocabulary(config: DistillConfig, source: str, dataset: Dataset) -> No
     trim(tokenizer, dataset.texts("dapt"), config.vocabulary)
 
 
-class _DistillTrainer(PlateauTrainer):
+def loss_of(model: torch.nn.Module, distill: DistillConfig) -> Loss:
     """Hinton et al. 2015: KL to the teacher at a temperature, plus cross-entropy on the labels."""
+    heat, soft_share = distill.temperature, distill.soft_share
 
-    def __init__(self, *args: Any, distill: DistillConfig, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._distill = distill
-        self.model_accepts_loss_kwargs = False
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        **_: Any,
-    ) -> Any:
-        teacher, labels = inputs.pop("teacher"), inputs.get("labels")
-        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
-        heat = self._distill.temperature
+    def loss(batch: Batch) -> torch.Tensor:
+        logits = forward(model, batch).logits.float()
+        teacher, labels = (batch[name].to(logits.device) for name in ("teacher", "labels"))
         soft = F.kl_div(
-            F.log_softmax(outputs.logits.float() / heat, -1),
-            F.softmax(teacher.float() / heat, -1),
-            reduction="batchmean",
+            F.log_softmax(logits / heat, -1), F.softmax(teacher / heat, -1), reduction="batchmean"
         )
-        assert labels is not None
         known = labels != _NO_LABEL
-        hard = F.cross_entropy(outputs.logits[known].float(), labels[known]) if known.any() else 0.0
-        loss = self._distill.soft_share * heat**2 * soft + (1 - self._distill.soft_share) * hard
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+        hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
+        return soft_share * heat**2 * soft + (1 - soft_share) * hard
+
+    return loss
 
 
-@torch.inference_mode()
-def teacher_logits(model: Any, ids: list[list[int]], pad: int, batch: int = 64) -> np.ndarray:
-    """Logits (n, classes) of the teacher, rows batched by length to save padding."""
-    model.eval()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    logits = np.zeros((len(ids), model.config.num_labels), np.float32)
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
-        width = max(len(ids[i]) for i in rows)
-        tokens = torch.full((len(rows), width), pad)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for row, i in enumerate(rows):
-            tokens[row, : len(ids[i])] = torch.tensor(ids[i])
-            mask[row, : len(ids[i])] = 1
-        with torch.autocast(device, torch.bfloat16, enabled=has_bf16()):
-            made = model(input_ids=tokens.to(device), attention_mask=mask.to(device)).logits
-        logits[rows] = made.float().cpu().numpy()
-    return logits
+def logits_of(model: Any, ids: Sequence[list[int]]) -> NDArray[np.float32]:
+    """Logits (n, classes) of n token lists."""
+    return predict(model, ids, model.config.pad_token_id, lambda output: output.logits)
 
 
-def _transfer_set(dataset: Dataset) -> tuple[list[str], list[str], list[int]]:
-    """Texts, keys and labels: `train`, and what `dapt` has beyond it, unlabelled."""
+def _transfer_set(dataset: Dataset) -> tuple[list[str], list[int]]:
+    """Texts and labels: `train`, and what `dapt` has beyond it, unlabelled."""
     train = dataset.read("train")
     number: Mapping[str | None, int] = {label: i for i, label in enumerate(dataset.labels)}
     seen = {row.key for row in train}
     rows = train + [row for row in dataset.read("dapt") if row.key not in seen]
     return (
         [row.message.text for row in rows],
-        [row.key for row in rows],
         [number.get(row.label, _NO_LABEL) for row in rows],
     )
 
@@ -187,6 +156,7 @@ def _student(source: str, labels: Sequence[str], distill: DistillConfig, ids: li
     weights = neuron_weights(teacher, messages)
     keep_layers(student, kept)
     keep_neurons(student, [weights[layer] for layer in kept], width)
+    pool_mean(student)  # in what is its last layer now
     without_dropout(student)
     return student
 
@@ -206,59 +176,42 @@ def loop(config: dict[str, Any]) -> None:
     source = config["teacher"]
     dataset = load_dataset(Path(config["dataset"]))
     whole = TextTokenizer.from_file(Path(source) / TOKENIZER, max_tokens(source))
-    texts, keys, labels = _transfer_set(dataset)
-    fitted, validated = holdout(keys)
-    extra = varied([texts[i] for i in fitted], distill.copies, config["seed"])
+    texts, labels = _transfer_set(dataset)
+    extra = varied(texts, distill.copies, config["seed"])
     read = whole.encode(texts + extra)
     teacher = load_classifier(source, dataset.labels)
-    first_position_only(teacher)
-    taught = teacher_logits(teacher, read, teacher.config.pad_token_id)
+    taught = logits_of(teacher, read)
 
     student = _student(source, dataset.labels, distill, read[: len(texts)], teacher)
     vocabulary = trim(whole.tokenizer, texts, distill.vocabulary)
     trim_embedding(student, vocabulary)
     _round_embeddings(student, distill.embedding_bits)
-    first_position_only(student)
     scratch = Path.cwd() / "student"
     save(vocabulary, source, scratch)
-    ids = TextTokenizer.from_file(scratch / TOKENIZER, whole.max_tokens).encode(texts + extra)
-    labels += [_NO_LABEL] * len(extra)
-    fitted += range(len(texts), len(ids))
-    validated = [i for i in validated if labels[i] != _NO_LABEL]
-
-    def part(which: list[int]) -> TokenRows:
-        return TokenRows(
-            [ids[i] for i in which],
-            labels=[labels[i] for i in which],
-            teacher=[taught[i].tolist() for i in which],
-        )
-
+    tokenizer = TextTokenizer.from_file(scratch / TOKENIZER, whole.max_tokens)
+    columns = {"labels": np.array(labels + [_NO_LABEL] * len(extra)), "teacher": taught}
+    rows = TokenRows(tokenizer.encode(texts + extra), columns)
     fit = Fit(epochs=distill.epochs / (1 + distill.copies), learning_rate=distill.learning_rate,
-              batch_size=distill.batch_size, patience_epochs=distill.patience_epochs)  # fmt: skip
-    trainer = _DistillTrainer(
-        model=student,
-        args=arguments(fit, Path.cwd(), config["seed"]),
-        train_dataset=part(fitted),
-        eval_dataset=part(validated),
-        data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(scratch)),
-        compute_metrics=accuracy,
-        fit=fit,
-        stage=config["stage"],
-        distill=distill,
-    )
-    best = trainer.train_to_best()
-    agree = [int(taught[i].argmax()) == labels[i] for i in validated]
+              batch_size=distill.batch_size)  # fmt: skip
+    train(student, rows, fit, loss_of(student, distill), stage=config["stage"],
+          seed=config["seed"], pad=student.config.pad_token_id)  # fmt: skip
     figures = {
-        "validation_accuracy": best["eval_accuracy"],
-        "validation_loss": best["eval_loss"],
-        "teacher_validation_accuracy": float(np.mean(agree)),
-        "validation_rows": float(len(validated)),
-        "transfer_rows": float(len(fitted)),
+        **_agreement(teacher, student, dataset.texts("tune"), whole, tokenizer),
+        "transfer_rows": float(len(rows)),
         "vocabulary": float(len(vocabulary.kept)),
-        "epochs": float(trainer.state.epoch or 0) * (1 + distill.copies),
+        "epochs": distill.epochs,
         **asdict(cost(whole.tokenizer, vocabulary, dataset.texts("calibration"))),
     }
-    finish(trainer, student, str(scratch), figures)
+    finish(config["stage"], student, str(scratch), figures)
+
+
+def _agreement(
+    teacher: Any, student: Any, texts: Sequence[str], whole: TextTokenizer, cut: TextTokenizer
+) -> dict[str, float]:
+    """On how many texts that neither learned from the student says what its teacher says."""
+    theirs = logits_of(teacher, whole.encode(texts)).argmax(-1)
+    ours = logits_of(student, cut.encode(texts)).argmax(-1)
+    return {"teacher_agreement": float((ours == theirs).mean()), "judged_rows": float(len(texts))}
 
 
 def run(

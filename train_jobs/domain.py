@@ -1,7 +1,7 @@
 """How far a message is from what a classifier was trained on: features of `train` -> a Domain.
 
-In: features of the messages of `train` and `calibration`: the first position's last state, which
-the classifier's head reads. Out: the matrices of the graph's output `distance` (served.py).
+In: features of the messages of `train` and `calibration`: the last layer's one position, which the
+classifier's head reads. Out: the matrices of the graph's output `distance` (served.py).
 
 The distance is Mahalanobis' to the nearest class mean, with one covariance within classes for all
 (Lee et al., NeurIPS 2018, arXiv:1807.03888). The covariance is shrunk towards a sphere as far as
@@ -11,28 +11,24 @@ principal component analysis"), an eighth of its bytes. 1.0 is as far as the fur
 `calibration`. What was tried: docs/edge-model.md.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification
 
 from cluster.bundles import TOKENIZER
 from serve_app.text import TextTokenizer
 from train_jobs.data import Dataset
-from train_jobs.encoders import first_position_only, max_tokens, parts_of
+from train_jobs.encoders import max_tokens, trained_classifier
+from train_jobs.training import features_of
 
 Floats = NDArray[np.float64]
 _DIRECTIONS: Final = 48
 _CALIBRATION_SHARE: Final = 0.99  # of messages that are nearer than 1.0
 # Of the features' mean square: smaller spreads would drown in the rounding of 32 bits.
 _MIN_SPREAD: Final = 1e-4
-_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
@@ -114,28 +110,9 @@ def _domain(means: Floats, values: Floats, vectors: Floats) -> Domain:
 
 def of(source: Path, dataset: Dataset) -> Domain:
     """The domain of the classifier in `source`, Hugging Face's layout, and what it learned from."""
-    model = AutoModelForSequenceClassification.from_pretrained(source).eval()
-    first_position_only(model)
+    model = trained_classifier(source)
     tokenizer = TextTokenizer.from_file(source / TOKENIZER, max_tokens(str(source)))
     texts, labels = dataset.labelled("train")
-    train = features_of(model, tokenizer.encode(texts))
-    calibration = features_of(model, tokenizer.encode(dataset.texts("calibration")))
+    train = features_of(model, tokenizer.encode(texts), exact=True)
+    calibration = features_of(model, tokenizer.encode(dataset.texts("calibration")), exact=True)
     return fit(train, np.array(labels), calibration)
-
-
-@torch.inference_mode()
-def features_of(model: Any, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """What a classifier's head reads (n, H) of n token lists."""
-    read: list[torch.Tensor] = []
-    head = parts_of(model, 1).pooled
-    hook = head.register_forward_pre_hook(lambda _, given: read.append(given[0]))
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # saves padding
-    for start in range(0, len(order), _BATCH):
-        rows = [torch.tensor(ids[i]) for i in order[start : start + _BATCH]]
-        tokens = pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        model(input_ids=tokens, attention_mask=mask)
-    hook.remove()
-    made = np.empty((len(ids), head.in_features), np.float32)
-    made[order] = torch.cat(read).numpy()
-    return made

@@ -124,13 +124,33 @@ def save_tokenizer(source: str, folder: Path) -> None:
 
 
 def load_classifier(source: str, labels: Sequence[str]) -> Any:
-    """A sequence classifier on this encoder; the head is new unless the folder has one."""
-    return AutoModelForSequenceClassification.from_pretrained(
+    """A sequence classifier on this encoder; the head is new unless the folder has one.
+
+    It reads the mean of the positions (`pool_mean`). Loaded without this function, the folder's
+    model would read the first one, and answer something else.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(
         source,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
     )
+    pool_mean(model)
+    return model
+
+
+def new_head(model: Any) -> None:
+    """Gives a classifier a head of random weights, as a base without one gets, in place."""
+    parts = parts_of(model, 1)
+    for layer in (parts.pooled, parts.classifier):
+        nn.init.normal_(layer.weight, std=float(model.config.initializer_range))
+        nn.init.zeros_(layer.bias)
+
+
+def trained_classifier(folder: Path) -> Any:
+    """A classifier of ours as it was saved, with its labels, ready to answer."""
+    labels = AutoConfig.from_pretrained(folder).id2label
+    return load_classifier(str(folder), [labels[number] for number in sorted(labels)]).eval()
 
 
 def vocabulary_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -289,37 +309,54 @@ def without_dropout(model: Any) -> None:
             module.dropout_prob = 0.0
 
 
-def first_position_only(model: Any) -> None:
-    """Makes the last layer of a classifier compute its first position only, in place.
+def pool_mean(model: Any) -> None:
+    """Makes the last layer of a classifier compute one position only: the mean of all, in place.
 
-    Nothing reads the others: the head takes the first. They still give keys and values. Same
-    answers, same gradients, and of the last layer's work a sixth is left.
+    The head reads one position. The first one means little in an encoder that was taught to embed
+    sentences by the mean of their positions (Reimers and Gurevych 2019, "Sentence-BERT"), such as
+    the default base. So the mean of the layer's input asks its question, and is what is added to
+    and fed forward; all positions still give keys and values. It costs what the first position
+    alone would cost, in training and in serving: of the last layer's work a sixth is left.
     """
     layer = layers_of(model)[-1]
     distilbert = model.config.model_type == "distilbert"
-    layer.forward = (_first_of_distilbert if distilbert else _first_of_bert)(layer)
+    layer.forward = (_mean_of_distilbert if distilbert else _mean_of_bert)(layer)
+    model.config.classifier_pooling = "mean"
 
 
-def _first_of_bert(layer: Any) -> Any:
+def _mean(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The mean (batch, 1, width) of states (batch, tokens, width) that a mask lets be seen.
+
+    Args: mask: None, or (batch, 1, queries, keys), 0 or true where a key is seen, or (batch, keys).
+    """
+    if mask is None:
+        return hidden.mean(dim=1, keepdim=True)
+    keys = mask[:, 0, 0] if mask.dim() == _SQUARE else mask
+    seen = (keys if keys.dtype == torch.bool or mask.dim() != _SQUARE else keys == 0)[..., None]
+    weights = seen.to(hidden.dtype)
+    return (hidden * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+
+
+def _mean_of_bert(layer: Any) -> Any:
     def forward(hidden_states: torch.Tensor, attention_mask: Any = None, *_: Any, **__: Any) -> Any:
-        first = hidden_states[:, :1]
+        mean = _mean(hidden_states, attention_mask)
         mask = None if attention_mask is None else attention_mask[:, :, :1]
-        made = layer.attention.self(
-            first, attention_mask=mask, encoder_hidden_states=hidden_states
-        )[0]
-        attended = layer.attention.output(made, first)
+        made = layer.attention.self(mean, attention_mask=mask, encoder_hidden_states=hidden_states)[
+            0
+        ]
+        attended = layer.attention.output(made, mean)
         return (layer.output(layer.intermediate(attended), attended),)
 
     return forward
 
 
-def _first_of_distilbert(layer: Any) -> Any:
+def _mean_of_distilbert(layer: Any) -> Any:
     def forward(x: torch.Tensor, attn_mask: Any = None, *_: Any, **__: Any) -> Any:
-        first = x[:, :1]
+        mean = _mean(x, attn_mask)
         square = attn_mask is not None and attn_mask.dim() == _SQUARE
         mask = attn_mask[:, :, :1] if square else attn_mask
-        made = layer.attention(query=first, key=x, value=x, mask=mask)[0]
-        attended = layer.sa_layer_norm(made + first)
+        made = layer.attention(query=mean, key=x, value=x, mask=mask)[0]
+        attended = layer.sa_layer_norm(made + mean)
         return (layer.output_layer_norm(layer.ffn(attended) + attended),)
 
     return forward

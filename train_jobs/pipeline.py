@@ -1,4 +1,4 @@
-"""Stages 1 to 7 in a row: a file of labelled messages -> a registered edge and cloud bundle.
+"""Stages 1 to 8 in a row: a file of labelled messages -> a registered edge and cloud bundle.
 
     python -m train_jobs.pipeline --data messages.csv --text-column text --label-column label
 
@@ -17,21 +17,21 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.bundles import Finished, GoldenRow, ModelBundle, Role, write_bundle
+from cluster.bundles import Finished, GoldenRow, ModelBundle, Role, warnings_of, write_bundle
 from cluster.connect import connected
 from cluster.errors import ConfigError, FirstlineError
 from cluster.files import write_json
 from cluster.progress import Report, stage
 from cluster.settings import Settings, load_settings
 from serve_app.classifier import OnnxClassifier
-from train_jobs import calibrate, card, compress, dapt, data, distill, finetune, gate
+from train_jobs import calibrate, card, compress, dapt, data, distill, finetune, gate, recipe
 from train_jobs.compress import CompressConfig
 from train_jobs.dapt import DaptConfig
 from train_jobs.data import DataConfig
 from train_jobs.distill import DistillConfig
 from train_jobs.encoders import check_base
-from train_jobs.finetune import FinetuneConfig
 from train_jobs.gate import GateLimits, read_limits
+from train_jobs.recipe import FinetuneConfig
 from train_jobs.training import Compute, Trained, holdout
 
 _GOLDEN_ROWS: Final = 8
@@ -48,6 +48,7 @@ class PipelineConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
     limits: GateLimits = field(default_factory=GateLimits)
+    accept: bool = False  # what the gate finds of poor quality, as warnings
     compute: Compute = field(default_factory=Compute)
 
 
@@ -70,6 +71,7 @@ class PipelineResult:
             "edge": {"path": str(self.edge.path), "sha256": self.edge.sha256},
             "cloud": {"path": str(self.cloud.path), "sha256": self.cloud.sha256},
             "gate": [asdict(check) for check in self.checks],
+            "warnings": list(warnings_of(self.edge.manifest, self.cloud.manifest)),
             "figures": self.figures,
             "stages_s": self.stages_s,
         }
@@ -180,12 +182,16 @@ def cloud_of(
     common: dict[str, Any] = {"settings": settings, "compute": config.compute}
     with timed("dapt", stages_s) as report:
         adapted = dapt.run(config.dapt, dataset, out / "dapt", report=report, **common)
+    with timed("recipe", stages_s) as report:
+        found = recipe.run(
+            config.finetune, dataset, adapted.path, out / "recipe", report=report, **common
+        )
     with timed("finetune", stages_s) as report:
         tuned = finetune.run(
-            config.finetune, dataset, adapted.path, out / "cloud", report=report, **common
+            config.finetune, found, dataset, out / "cloud", report=report, **common
         )
-    recipe = {name: what for name, what in _recipe(config).items() if name != "distill"}
-    return adapted, _side("cloud", config, dataset, tuned, recipe, settings, stages_s)
+    made = _options(config, "dapt", "finetune") | {"recipe": found.summary()}
+    return adapted, _side("cloud", config, dataset, tuned, made, settings, stages_s)
 
 
 def edge_of(
@@ -200,11 +206,12 @@ def edge_of(
     with timed("distill", stages_s) as report:
         student = distill.run(config.distill, dataset, teacher, out / "edge", settings=settings,
                               compute=config.compute, report=report)  # fmt: skip
-    return _side("edge", config, dataset, student, _recipe(config), settings, stages_s)
+    made = _options(config, "dapt", "distill")
+    return _side("edge", config, dataset, student, made, settings, stages_s)
 
 
-def _recipe(config: PipelineConfig) -> dict[str, Any]:
-    return {name: asdict(getattr(config, name)) for name in ("dapt", "finetune", "distill")}
+def _options(config: PipelineConfig, *stages: str) -> dict[str, Any]:
+    return {name: asdict(getattr(config, name)) for name in stages}
 
 
 def run(config: PipelineConfig, settings: Settings) -> PipelineResult:
@@ -235,12 +242,13 @@ def _trained(
     edge = edge_of(config, dataset, cloud.trained.path, out, settings, stages_s)
     with timed("gate", stages_s):
         ratio = gate.latency_ratio(edge.compressed, cloud.compressed)
-        checks = gate.run(
-            edge.bundle, cloud.bundle, ratio, dataset, config.limits, settings=settings
-        )
+        passed = gate.run(
+            edge.bundle, cloud.bundle, ratio, dataset, config.limits,
+            settings=settings, accept=config.accept,
+        )  # fmt: skip
     figures = {"dapt": adapted, "finetune": cloud.trained, "distill": edge.trained}
     result = PipelineResult(
-        dataset, edge.bundle, cloud.bundle, checks,
+        dataset, passed.edge, passed.cloud, passed.checks,
         {name: dict(made.figures) for name, made in figures.items()}, stages_s,
     )  # fmt: skip
     write_json(out / RUN, result.summary())
@@ -260,9 +268,11 @@ def parse(arguments: list[str] | None = None) -> PipelineConfig:
     parser.add_argument("--base", default="minilm", help="hub id, local folder, or minilm")
     parser.add_argument("--epochs", type=float, help="of fine-tuning and distillation, at most")
     parser.add_argument("--dapt-epochs", type=float)
+    parser.add_argument("--minutes", type=float, help="of recipe and fine-tuning, at most")
     parser.add_argument("--student-layers", type=int)
     parser.add_argument("--certify-share", type=float, help="of the rows not in the test split")
     parser.add_argument("--limits", type=Path, help="JSON of the gate's limits")
+    parser.add_argument("--accept", action="store_true", help="a poor pair, with warnings")
     parser.add_argument("--num-workers", type=int, default=1)
     given = parser.parse_args(arguments)
     return configure(**vars(given))
@@ -278,15 +288,19 @@ def configure(
     base: str = "minilm",
     epochs: float | None = None,
     dapt_epochs: float | None = None,
+    minutes: float | None = None,
     student_layers: int | None = None,
     certify_share: float | None = None,
     limits: Path | None = None,
+    accept: bool = False,
     num_workers: int = 1,
 ) -> PipelineConfig:
     """The few options that users set -> the configuration; None leaves a default."""
     if num_workers < 1:
         raise ConfigError(f"--num-workers is {num_workers}; one at least is needed.")
-    for name, value in (("--epochs", epochs), ("--dapt-epochs", dapt_epochs)):
+    for name, value in (
+        ("--epochs", epochs), ("--dapt-epochs", dapt_epochs), ("--minutes", minutes)
+    ):  # fmt: skip
         if value is not None and not 0 < value < inf:
             raise ConfigError(f"{name} is {value}; a number above zero is needed, such as 3.")
     if certify_share is not None and not 0 < certify_share <= 0.5:
@@ -305,9 +319,10 @@ def configure(
             **given(certify_share=certify_share),
         ),
         dapt=DaptConfig(base=base, **given(epochs=dapt_epochs)),
-        finetune=FinetuneConfig(**given(epochs=epochs)),
+        finetune=FinetuneConfig(**given(epochs=epochs, minutes=minutes)),
         distill=DistillConfig(**given(epochs=epochs, layers=student_layers)),
         limits=read_limits(limits) if limits else GateLimits(),
+        accept=accept,
         compute=Compute(num_workers=num_workers),
     )
 

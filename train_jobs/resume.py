@@ -1,13 +1,11 @@
 """How a stage outlives its workers: what it has done so far, and a worker that goes on from there.
 
-In: a fit, at the beginning of an epoch. Out: a folder, reported to Ray Train as a checkpoint:
-weights, optimizer, scheduler and trainer state under Hugging Face's names, so that its Trainer
-reads them itself; `stage.pt`, what it knows nothing of; `random-<rank>.pt`, each worker's random
-states. Weights go on from it to the same last bit as if nothing had happened. All of it is read
-with `weights_only`: a checkpoint cannot run code.
+In: a fit, at the beginning of an epoch. Out: a folder, reported to Ray Train as a checkpoint: the
+weights, the optimizer, and where the fit stands. Randomness is seeded anew by the number of each
+epoch, so weights go on from it to the same last bit as if nothing had happened. It is read with
+`weights_only`: a checkpoint cannot run code.
 """
 
-import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -15,23 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from ray.train import Checkpoint, UserCallback, get_checkpoint, report
-from torch.distributed.checkpoint.stateful import Stateful
-from transformers import Trainer, TrainerCallback
-from transformers.trainer import (
-    OPTIMIZER_NAME,
-    SCHEDULER_NAME,
-    TRAINER_STATE_NAME,
-    WEIGHTS_NAME,
-)
+from torch import distributed
 
 from cluster.errors import FirstlineError, TrainingError
 
 HISTORY: Final = "history.json"  # a checkpoint that has one is the stage's result
-_STAGE: Final = "stage.pt"
+STATE: Final = "state.pt"
 # What code raises again when it is run again. Not among them: the death of a worker, and what its
 # neighbours then see, which from gloo and NCCL is a RuntimeError.
 _FINAL: Final = (
@@ -44,7 +33,8 @@ class Stage:
     """What a stage has done on this worker: its fits, and what they must know of earlier ones.
 
     Attributes:
-        histories: the log of each fit that has ended; the last one still grows.
+        fit: the number of the fit that is next, or under way.
+        histories: the curve of each fit that has begun.
         figures: measured before a fit, and needed after it.
         kept: the checkpoint's folder, until a fit has taken it up.
         resumed_at_step: where an earlier worker's work was taken up; None if it never was.
@@ -52,20 +42,27 @@ class Stage:
 
     def __init__(self, board: Any, every_s: float, kept: Path | None = None) -> None:
         self.board, self.kept = board, kept
+        self.fit = 0
         self.histories: list[list[dict[str, float]]] = []
         self.figures: dict[str, float] = {}
         self.resumed_at_step: int | None = None
+        self._state: dict[str, Any] = {}
         if kept is not None:
-            state = _load(kept / _STAGE)
-            self.histories, self.figures = state["histories"], state["figures"]
-        self._ended = len(self.histories)
+            self._state = torch.load(kept / STATE, map_location="cpu", weights_only=True)
+            self.histories, self.figures = self._state["histories"], self._state["figures"]
         self._every_s = every_s
         self._written, self._written_s = (0, 0), time.monotonic()
 
     def skips(self) -> bool:
         """Whether the next fit had ended before the checkpoint; asked once for every fit."""
-        self._ended -= 1
-        return self._ended >= 0
+        if self.kept is None or self.fit == self._state["fit"]:
+            return False
+        self.fit += 1
+        return True
+
+    def end(self) -> None:
+        """The fit under way has ended."""
+        self.fit += 1
 
     def measured(self, name: str, measure: Callable[[], float]) -> float:
         """A figure from before a fit: from the checkpoint, where the fit had begun by then."""
@@ -73,101 +70,74 @@ class Stage:
             self.figures[name] = float(measure())
         return self.figures[name]
 
-    def due(self, step: int) -> bool:
-        """Whether to write before this step. Rank 0's clock decides: all ranks write, or none."""
-        if (len(self.histories), step) == self._written:
-            return False  # nothing has happened since
-        late = [time.monotonic() - self._written_s >= self._every_s]
-        return bool(broadcast_object_list(late)[0])
+    def show(self, done: int, total: int, epoch: int) -> None:
+        """To whoever watches."""
+        self.board.put.remote(done, total, f"epoch {epoch + 1}")
+
+    def take_up(self, model: Any, optimizer: Any, history: Any, first_step: int) -> int:
+        """The epoch at which a fit begins: 0, or that of the checkpoint, whose state it gets."""
+        if self.kept is None:
+            return 0
+        state = self._state
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        self.histories.pop()  # the fit's own, as yet empty: the checkpoint's goes on
+        history.rows = self.histories[-1]
+        history.sum, history.count = state["loss"]
+        self.kept, self._state = None, {}
+        self.resumed_at_step = first_step + state["step"]
+        self._wrote(state["step"])
+        return int(state["epoch"])
+
+    def write_if_due(self, model: Any, optimizer: Any, history: Any, epoch: int, step: int) -> None:
+        """Writes a checkpoint before this epoch, if it is time. All ranks do, or none."""
+        if not self._due(step):
+            return
+        with TemporaryDirectory() as name:
+            if _rank() == 0:
+                state = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "histories": self.histories,
+                    "figures": self.figures,
+                    "loss": (history.sum, history.count),
+                    "fit": self.fit,
+                    "epoch": epoch,
+                    "step": step,
+                }
+                torch.save(state, Path(name) / STATE)
+            self.keep(Path(name), step)
+        self._wrote(step)
 
     def keep(self, folder: Path, step: int) -> None:
         """Reports a folder as written before this step. Returns when every rank has done so."""
-        report({"step": step}, checkpoint=Checkpoint.from_directory(str(folder)))
-        self.wrote(step)
+        checkpoint = Checkpoint.from_directory(str(folder)) if _rank() == 0 else None
+        report({"step": step}, checkpoint=checkpoint)
 
-    def wrote(self, step: int) -> None:
-        self._written, self._written_s = (len(self.histories), step), time.monotonic()
+    def _due(self, step: int) -> bool:
+        if (self.fit, step) == self._written:
+            return False  # nothing has happened since
+        late = [time.monotonic() - self._written_s >= self._every_s]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(late)  # rank 0's clock decides
+        return late[0]
 
-
-class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Writes a fit down when an epoch begins and it is time, and takes up what was written."""
-
-    def __init__(self, trainer: Trainer, stage: Stage, best: Stateful, first_step: int) -> None:
-        self._trainer, self._stage, self._best = trainer, stage, best
-        self._first_step = first_step  # of the fit, in the steps of the stage
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        stage, trainer = self._stage, self._trainer
-        if stage.kept is None:
-            return
-        state = _load(stage.kept / _STAGE)
-        self._best.load_state_dict(state["best"])
-        trainer._total_loss_scalar = state["total_loss"]  # of the log's `train_loss`
-        _set_random(_load(stage.kept / _random_file(trainer)), _sampler_generator(trainer))
-        stage.kept = None
-        stage.resumed_at_step = self._first_step + trainer.state.global_step
-        stage.wrote(trainer.state.global_step)
-
-    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        step = self._trainer.state.global_step
-        if self._stage.due(step):
-            with TemporaryDirectory() as name:
-                self._write(Path(name))
-                self._stage.keep(Path(name), step)
-
-    def _write(self, folder: Path) -> None:
-        trainer, stage = self._trainer, self._stage
-        torch.save(_random_states(_sampler_generator(trainer)), folder / _random_file(trainer))
-        if not trainer.is_world_process_zero():
-            return
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        torch.save(model.state_dict(), folder / WEIGHTS_NAME)
-        torch.save(trainer.optimizer.state_dict(), folder / OPTIMIZER_NAME)
-        torch.save(trainer.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
-        trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        own = {
-            "histories": stage.histories,
-            "figures": stage.figures,
-            "best": self._best.state_dict(),
-            "total_loss": trainer._total_loss_scalar,
-        }
-        torch.save(own, folder / _STAGE)
+    def _wrote(self, step: int) -> None:
+        self._written, self._written_s = (self.fit, step), time.monotonic()
 
 
-def _load(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+class NoBoard:
+    """A progress board that nobody reads."""
+
+    @property
+    def put(self) -> "NoBoard":
+        return self
+
+    def remote(self, *_: Any) -> None: ...
 
 
-def _random_file(trainer: Trainer) -> str:
-    return f"random-{trainer.args.process_index}.pt"
-
-
-def _sampler_generator(trainer: Trainer) -> torch.Generator | None:
-    """The order of rows on several workers has a generator of its own; on one it is torch's."""
-    found: torch.Generator | None = trainer.callback_handler.train_dataloader.synchronized_generator
-    return found
-
-
-def _random_states(sampler: torch.Generator | None) -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, np.asarray(keys).tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "sampler": None if sampler is None else sampler.get_state(),
-    }
-
-
-def _set_random(states: Mapping[str, Any], sampler: torch.Generator | None) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"])
-    if sampler is not None:
-        sampler.set_state(states["sampler"])
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 class Retries(UserCallback):

@@ -8,7 +8,7 @@ answer. It is written node by node, not traced:
 - no mask and no padding: a message is run by itself (serve_app/classifier.py), so there is none;
 - attention is one node instead of fourteen;
 - token types are added to the positions once, here, and only positions that can occur are kept;
-- the last layer computes the first position only, because the head reads no other.
+- the last layer computes the mean of the positions only, because the head reads nothing else.
 
 A traced graph of so small a model spends a third of its time on shapes, transpositions and masks.
 """
@@ -21,11 +21,10 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from transformers import AutoModelForSequenceClassification
 
 from serve_app.classifier import DISTANCE, NGRAM_MARGIN
 from train_jobs.domain import Domain
-from train_jobs.encoders import Block, Parts, max_tokens, parts_of
+from train_jobs.encoders import Block, Parts, max_tokens, parts_of, trained_classifier
 from train_jobs.ngrams import BITS, PRIME, STEP, Ngrams, scales
 from train_jobs.quantize import in_blocks
 
@@ -202,16 +201,16 @@ def graph_of(
     x = graph.norm(graph.add(words, positions, "embedded"), parts.embedded_norm, "embedded_norm")
     for index, block in enumerate(parts.blocks):
         last = index == len(parts.blocks) - 1
-        read = graph.node("Slice", [x, zero, one, one], "first") if last else x
+        read = graph.node("ReduceMean", [x, one], "mean", keepdims=1) if last else x
         x = _layer(graph, x, read, block, parts, f"layer.{index}")
-    first = graph.node("Squeeze", [x, one], "read")
+    read = graph.node("Squeeze", [x, one], "read")
     pooled = graph.activation(
-        graph.linear(first, parts.pooled, "pooled"), parts.pooled_activation, "pooled.active"
+        graph.linear(read, parts.pooled, "pooled"), parts.pooled_activation, "pooled.active"
     )
     graph.linear(pooled, parts.classifier, "logits")
     outputs = {"logits": ["batch", "classes"]}
     if domain:
-        _distance(graph, first, domain)
+        _distance(graph, read, domain)
         outputs[DISTANCE] = ["batch"]
     if ngrams:
         _ngram_margin(graph, ngrams, len(parts.positions))
@@ -223,5 +222,5 @@ def write(
     source: Path, target: Path, domain: Domain | None = None, ngrams: Ngrams | None = None
 ) -> None:
     """Writes the served graph of the classifier in `source`, in fp32."""
-    model = AutoModelForSequenceClassification.from_pretrained(source).eval()
+    model = trained_classifier(source)
     onnx.save(graph_of(parts_of(model, max_tokens(str(source))), domain, ngrams), target)

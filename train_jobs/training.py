@@ -1,12 +1,17 @@
-"""One Hugging Face Trainer inside one Ray TorchTrainer: what the three training stages share.
+"""One training loop inside one Ray TorchTrainer: what the training stages share.
 
 A stage gives a loop that runs on each worker and returns its figures; rank 0's folder comes back
 as a Ray checkpoint, so it works on a laptop and on a cluster with any storage path. A worker may
 die: resume.py.
+
+The loop is our own because its memory is bounded by tokens, not by rows: a batch whose messages are
+long is run in parts whose gradients are added. Nothing in it depends on what ran before but the
+weights, the optimizer and the number of the epoch, which is what makes going on exact.
 """
 
 import os
 import random
+import resource
 import shutil
 import tempfile
 import uuid
@@ -16,19 +21,12 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    EvalPrediction,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from numpy.typing import NDArray
+from torch import distributed
 
 from cluster.errors import ConfigError, DataError, TrainingError
 from cluster.files import new_folder, read_json, write_json
@@ -37,9 +35,18 @@ from cluster.settings import Settings
 from cluster.tracking import log_stage
 from train_jobs.curves import draw_curves
 from train_jobs.data import Dataset
-from train_jobs.resume import HISTORY, Checkpoints, Retries, Stage, on_worker
+from train_jobs.resume import HISTORY, Retries, Stage, on_worker
 
 Loop = Callable[[dict[str, Any]], None]
+Batch = dict[str, torch.Tensor]
+Loss = Callable[[Batch], torch.Tensor]
+
+_CPU_TOKENS: Final = 1024  # padded, run at once; on a GPU more, which is what it is for
+_GPU_TOKENS: Final = 32_768
+_SORTED_BATCHES: Final = 50  # rows of so many batches are sorted by length, to save padding
+_MAX_GRADIENT: Final = 1.0
+_LOGGED: Final = 20  # points of a fit's curve
+_UNDECAYED: Final = 1  # dimensions: biases and norms are not decayed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +62,33 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How one Trainer trains. Rates are per step, shares are of all steps."""
+    """How one model is fitted: warm-up, then linear decay to zero; the last weights are kept."""
 
     epochs: float
     learning_rate: float
     batch_size: int = 32
     warmup_share: float = 0.1
-    patience_epochs: int = 3
-    plateau_factor: float = 0.5  # the rate is cut by this when validation stops improving
     weight_decay: float = 0.01
     first_step: int = 0  # of the progress shown: a stage made of two fits counts on
     total_steps: int = 0  # of the whole stage; 0: this fit is the stage
 
+    def steps(self, rows: int, workers: int = 1) -> int:
+        """Of the optimizer, on so many rows."""
+        return max(1, round(self.epochs * self.steps_of_epoch(rows, workers)))
+
+    def steps_of_epoch(self, rows: int, workers: int = 1) -> int:
+        return ceil(ceil(rows / self.batch_size) / workers)
+
+    def rate(self, step: int, steps: int) -> float:
+        """The rate of a step, counted from 0."""
+        warmup = max(1, int(steps * self.warmup_share))
+        left = (steps - step) / max(1, steps - warmup)
+        return self.learning_rate * min((step + 1) / warmup, max(0.0, left), 1.0)
+
 
 def in_turn(rows: int, workers: int, *fits: Fit) -> tuple[Fit, ...]:
     """Fits of one stage, each told where it stands in the whole, so that one bar spans them."""
-    steps = [ceil(ceil(rows / workers) / fit.batch_size) * ceil(fit.epochs) for fit in fits]
+    steps = [fit.steps(rows, workers) if fit.epochs else 0 for fit in fits]
     return tuple(
         replace(fit, first_step=sum(steps[:i]), total_steps=sum(steps))
         for i, fit in enumerate(fits)
@@ -86,31 +104,45 @@ class Trained:
     history: Sequence[Mapping[str, float]]
 
 
-class TokenRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Token lists, with labels and whatever else a loss needs; padded by the collator."""
+@dataclass(frozen=True)
+class TokenRows:
+    """Token lists, and columns (n, ...) of whatever else a loss needs."""
 
-    def __init__(self, ids: Sequence[list[int]], **columns: Sequence[Any]) -> None:
-        self._ids, self._columns = ids, columns
+    ids: Sequence[list[int]]
+    columns: Mapping[str, NDArray[Any]]
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = {name: column[index] for name, column in self._columns.items()}
-        row["input_ids"] = self._ids[index]
-        row["attention_mask"] = [1] * len(self._ids[index])
-        return row
+    def only(self, which: Sequence[int]) -> "TokenRows":
+        return TokenRows(
+            [self.ids[i] for i in which],
+            {name: column[list(which)] for name, column in self.columns.items()},
+        )
+
+    def batch(self, which: Sequence[int], pad: int) -> Batch:
+        """The rows as tensors, padded to the longest of them."""
+        multiple = 8 if has_bf16() else 1  # kernels in bf16 are made anew for every length
+        width = max(len(self.ids[i]) for i in which)
+        width += -width % multiple
+        tokens = torch.full((len(which), width), pad)
+        mask = torch.zeros((len(which), width), dtype=torch.long)
+        for row, i in enumerate(which):
+            tokens[row, : len(self.ids[i])] = torch.tensor(self.ids[i])
+            mask[row, : len(self.ids[i])] = 1
+        others = {name: torch.as_tensor(column[which]) for name, column in self.columns.items()}
+        return {"input_ids": tokens, "attention_mask": mask, **others}
 
 
 def holdout(keys: Sequence[str], share: float = 0.1) -> tuple[list[int], list[int]]:
     """Row numbers to fit and to validate on, by content hash: the same in every stage.
 
-    Early stopping judges on rows of `train` that no gradient has seen, so that `calibration`,
+    Recipes are compared on rows of `train` that no gradient has seen, so that `calibration`,
     `tune` and `certify` stay untouched.
     """
     validation = [i for i, key in enumerate(keys) if int(key[-8:], 16) / 16**8 < share]
     if not validation:
-        raise DataError(f"{len(keys)} rows are too few to hold some out for early stopping.")
+        raise DataError(f"{len(keys)} rows are too few to hold some out to compare recipes on.")
     held = set(validation)
     return [i for i in range(len(keys)) if i not in held], validation
 
@@ -133,151 +165,202 @@ def has_bf16() -> bool:
     return bool(have.get("amx_bf16") or have.get("avx512_bf16"))
 
 
-class _Relay(TrainerCallback):  # type: ignore[misc]
-    """Sends rank 0's steps to the progress board."""
-
-    def __init__(self, board: Any, fit: Fit) -> None:
-        self._board, self._fit = board, fit
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            done = self._fit.first_step + state.global_step
-            total = self._fit.total_steps or state.max_steps
-            self._board.put.remote(done, total, f"epoch {state.epoch or 0:.1f}")
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class _BestWeights(TrainerCallback):  # type: ignore[misc]
-    """Keeps the best weights in memory, cuts the rate on a plateau, and stops early."""
-
-    def __init__(self, fit: Fit) -> None:
-        self._fit = fit
-        self.factor = 1.0
-        self.best_loss = float("inf")
-        self.best: dict[str, torch.Tensor] | None = None
-        self._bad = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "factor": self.factor,
-            "best_loss": self.best_loss,
-            "best": self.best,
-            "bad": self._bad,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.factor, self.best_loss = state["factor"], state["best_loss"]
-        self.best, self._bad = state["best"], state["bad"]
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Mapping[str, float],
-        model: torch.nn.Module,
-        **_: Any,
-    ) -> None:
-        if "eval_loss" not in metrics:
-            return  # somebody measures something else, such as DAPT on the rows that judge it
-        if metrics["eval_loss"] < self.best_loss - 1e-4:
-            self.best_loss, self._bad = metrics["eval_loss"], 0
-            self.best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-            return
-        self._bad += 1
-        self.factor *= self._fit.plateau_factor
-        control.should_training_stop = self._bad >= self._fit.patience_epochs
+def batches(lengths: Sequence[int], size: int, dice: random.Random) -> list[list[int]]:
+    """Row numbers in random batches of like lengths; every row once."""
+    order = list(range(len(lengths)))
+    dice.shuffle(order)
+    made: list[list[int]] = []
+    for start in range(0, len(order), size * _SORTED_BATCHES):
+        alike = sorted(order[start : start + size * _SORTED_BATCHES], key=lambda i: -lengths[i])
+        made += [alike[i : i + size] for i in range(0, len(alike), size)]
+    dice.shuffle(made)
+    return made
 
 
-class PlateauTrainer(Trainer):  # type: ignore[misc]
-    """Warm-up, then linear decay times a factor that falls when validation stops improving."""
-
-    def __init__(self, *args: Any, fit: Fit, stage: Stage, **kwargs: Any) -> None:
-        self._best = _BestWeights(fit)
-        self._fit, self.stage = fit, stage
-        super().__init__(*args, **kwargs)
-        self.add_callback(self._best)
-        self.add_callback(_Relay(stage.board, fit))
-        self.add_callback(Checkpoints(self, stage, self._best, fit.first_step))
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> LambdaLR:
-        warmup = max(1, int(num_training_steps * self._fit.warmup_share))
-
-        def rate(step: int) -> float:
-            left = (num_training_steps - step) / max(1, num_training_steps - warmup)
-            return min((step + 1) / warmup, max(0.0, left), 1.0) * self._best.factor
-
-        chosen = optimizer or self.optimizer
-        assert chosen is not None
-        self.lr_scheduler = LambdaLR(chosen, rate)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def train_to_best(self) -> dict[str, float]:
-        """Trains, puts the best weights back, and returns their validation figures.
-
-        A fit that had ended before the checkpoint which the stage goes on from is skipped, and has
-        no figures; its weights come with those of the fit that follows.
-        """
-        if self.stage.skips():
-            return {}
-        kept = self.stage.kept
-        self.train(resume_from_checkpoint=None if kept is None else str(kept))
-        self.stage.histories.append(self.state.log_history)
-        assert self._best.best is not None
-        self.accelerator.unwrap_model(self.model).load_state_dict(self._best.best)
-        return {k: float(v) for k, v in self.evaluate().items()}
+def parts(batch: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """A batch in parts, the longest rows first, of so many padded tokens at most, or of one row."""
+    part: list[int] = []
+    for i in sorted(batch, key=lambda i: -lengths[i]):
+        if part and (len(part) + 1) * lengths[part[0]] > tokens:
+            yield part
+            part = []
+        part.append(i)
+    yield part
 
 
-def arguments(fit: Fit, scratch: Path, seed: int, *, loss_only: bool = False) -> TrainingArguments:
-    """TrainingArguments of one fit: dynamic padding, length grouping, bf16 where it is fast.
+@torch.inference_mode()
+def predict(
+    model: Any,
+    ids: Sequence[list[int]],
+    pad: int,
+    read: Callable[[Any], torch.Tensor],
+    *,
+    exact: bool = False,
+) -> NDArray[np.float32]:
+    """What `read` finds in a model's output (rows, m), for n token lists: (n, m), in their order.
 
     Args:
-        loss_only: do not gather logits, which for a vocabulary of 30,000 would be gigabytes.
+        exact: in fp32 everywhere, as an exported model computes it.
     """
-    gpu = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(scratch),
-        num_train_epochs=fit.epochs,
-        learning_rate=fit.learning_rate,
-        per_device_train_batch_size=fit.batch_size,
-        per_device_eval_batch_size=128,
-        weight_decay=fit.weight_decay,
-        optim="adamw_torch_fused",  # 13 against 60 ms a step on 2 cores: 23 M parameters
-        group_by_length=True,
-        bf16=has_bf16(),
-        use_cpu=not gpu,
-        ddp_backend=None if gpu else "gloo",
-        ddp_find_unused_parameters=False,
-        eval_strategy="epoch",
-        save_strategy="no",
-        logging_strategy="epoch",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        prediction_loss_only=loss_only,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=gpu,
-        seed=seed,
-        data_seed=seed,
-        log_level="error",
-    )
+    model.eval()
+    model.to(device())
+    lengths = [len(item) for item in ids]
+    rows = TokenRows(ids, {})
+    made: NDArray[np.float32] | None = None
+    for part in parts(range(len(ids)), lengths, tokens_at_once()):
+        found = read(forward(model, rows.batch(part, pad), exact=exact)).float().cpu().numpy()
+        if made is None:
+            made = np.zeros((len(ids), found.shape[1]), np.float32)
+        made[part] = found
+    assert made is not None
+    return made
 
 
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of rows whose highest logit (n, classes) is the label (n,)."""
-    logits = prediction.predictions
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    return {"accuracy": float((np.argmax(logits, axis=-1) == prediction.label_ids).mean())}
+def tokens_at_once() -> int:
+    return _GPU_TOKENS if torch.cuda.is_available() else _CPU_TOKENS
 
 
-def finish(
-    trainer: PlateauTrainer, model: Any, tokenizer_source: str, figures: Mapping[str, float]
+def features_of(model: Any, ids: Sequence[list[int]], *, exact: bool = False) -> NDArray[Any]:
+    """What a classifier's head reads (n, H) of n token lists."""
+    pad = model.config.pad_token_id
+    return predict(model.base_model, ids, pad, lambda output: output[0][:, 0], exact=exact)
+
+
+def forward(model: Any, batch: Batch, *, exact: bool = False) -> Any:
+    """A model's output for a batch's tokens, in bf16 where that is fast."""
+    where = device()
+    with torch.autocast(where, torch.bfloat16, enabled=has_bf16() and not exact):
+        return model(
+            input_ids=batch["input_ids"].to(where),
+            attention_mask=batch["attention_mask"].to(where),
+        )
+
+
+def train(
+    model: torch.nn.Module,
+    rows: TokenRows,
+    fit: Fit,
+    loss: Loss,
+    *,
+    stage: Stage,
+    seed: int,
+    pad: int,
+    watch: Callable[[int], None] | None = None,
 ) -> None:
+    """Fits what may be trained of a model, in place. On several workers gradients are averaged.
+
+    Args:
+        loss: the mean loss of a batch's rows.
+        stage: a fit that had ended before the checkpoint which it goes on from is skipped.
+        pad: the token that fills short rows.
+        watch: told of each step, counted from 0, after it was made.
+    """
+    if stage.skips():
+        return
+    rank, workers = placed()
+    model.to(device()).train()
+    lengths = [len(item) for item in rows.ids]
+    trained = [value for value in model.parameters() if value.requires_grad]
+    optimizer = _optimizer(trained, fit)
+    steps, each = fit.steps(len(rows), workers), fit.steps_of_epoch(len(rows), workers)
+    history = _History(stage, fit, steps)
+    begun = stage.take_up(model, optimizer, history, fit.first_step)
+    for epoch in range(begun, ceil(steps / each)):
+        stage.write_if_due(model, optimizer, history, epoch, epoch * each)
+        seed_everything(hash((seed, stage.fit, epoch, rank)) % 2**32)
+        dice = random.Random(f"{seed}/{stage.fit}/{epoch}")  # noqa: S311 - no secret hangs on it
+        order = batches(lengths, fit.batch_size, dice)
+        for number in range(min(each, steps - epoch * each)):
+            step = epoch * each + number
+            batch = order[(number * workers + rank) % len(order)]
+            seen = _step(trained, optimizer, rows, batch, lengths, loss, pad, workers,
+                         fit.rate(step, steps))  # fmt: skip
+            history.add(step, seen)
+            if watch is not None:
+                watch(step)
+            if rank == 0:
+                stage.show(fit.first_step + step + 1, fit.total_steps or steps, epoch)
+    stage.end()
+
+
+def placed() -> tuple[int, int]:
+    """Rank and number of workers of this process's group; alone without one."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _optimizer(trained: Sequence[torch.nn.Parameter], fit: Fit) -> torch.optim.Optimizer:
+    """AdamW, fused: 13 against 60 ms a step on 2 cores, of 23 million parameters."""
+    plain = [value for value in trained if value.dim() <= _UNDECAYED]
+    decayed = [value for value in trained if value.dim() > _UNDECAYED]
+    groups = [
+        {"params": decayed, "weight_decay": fit.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+def _step(
+    trained: Sequence[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    rows: TokenRows,
+    batch: Sequence[int],
+    lengths: Sequence[int],
+    loss: Loss,
+    pad: int,
+    workers: int,
+    rate: float,
+) -> float:
+    """One step of the optimizer; the loss of the batch on this worker."""
+    seen = 0.0
+    for part in parts(batch, lengths, tokens_at_once()):
+        found = loss(rows.batch(part, pad)) * (len(part) / len(batch))
+        found.backward()  # type: ignore[no-untyped-call]
+        seen += float(found.detach())
+    if workers > 1:
+        for value in trained:
+            if value.grad is None:
+                value.grad = torch.zeros_like(value)
+            distributed.all_reduce(value.grad)
+            value.grad /= workers
+    torch.nn.utils.clip_grad_norm_(trained, _MAX_GRADIENT)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return seen
+
+
+class _History:
+    """The curve of a fit: the mean loss of every twentieth of it."""
+
+    def __init__(self, stage: Stage, fit: Fit, steps: int) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.sum, self.count = 0.0, 0
+        self._fit, self._steps = fit, steps
+        self._every = max(1, steps // _LOGGED)
+        stage.histories.append(self.rows)
+
+    def add(self, step: int, loss: float) -> None:
+        self.sum, self.count = self.sum + loss, self.count + 1
+        if (step + 1) % self._every == 0 or step + 1 == self._steps:
+            rate = self._fit.rate(step, self._steps)
+            at = float(self._fit.first_step + step + 1)
+            self.rows.append({"step": at, "loss": self.sum / self.count, "learning_rate": rate})
+            self.sum, self.count = 0.0, 0
+
+
+def peak_memory_mb() -> float:
+    """Of this process, so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def finish(stage: Stage, model: Any, tokenizer_source: str, figures: Mapping[str, float]) -> None:
     """Rank 0 saves model, tokenizer and history; every rank reports, as Ray Train asks.
 
     The figures get a `resumed_at_step` if a worker died and another went on.
@@ -286,16 +369,17 @@ def finish(
 
     from train_jobs.encoders import save_tokenizer
 
-    made = dict(figures)
-    if trainer.stage.resumed_at_step is not None:
-        made["resumed_at_step"] = float(trainer.stage.resumed_at_step)
+    peak = max(figures.get("peak_memory_mb", 0.0), peak_memory_mb())  # of an earlier worker, too
+    made = {**figures, "peak_memory_mb": peak}
+    if stage.resumed_at_step is not None:
+        made["resumed_at_step"] = float(stage.resumed_at_step)
     with tempfile.TemporaryDirectory() as name:
         checkpoint = None
-        if trainer.is_world_process_zero():
+        if placed()[0] == 0:
             folder = Path(name)
             model.save_pretrained(folder)
             save_tokenizer(tokenizer_source, folder)
-            history = list(chain.from_iterable(trainer.stage.histories))
+            history = list(chain.from_iterable(stage.histories))
             write_json(folder / HISTORY, {"figures": made, "history": history})
             checkpoint = ray_train.Checkpoint.from_directory(name)
         ray_train.report(made, checkpoint=checkpoint)
@@ -314,6 +398,12 @@ def _resources(compute: Compute) -> tuple[bool, int]:
         if node["Alive"]
     ]
     return gpu, compute.cpus_per_worker or cpus_per_worker(compute.num_workers, nodes)
+
+
+def fit_resources(compute: Compute) -> tuple[int, int]:
+    """CPUs and GPUs of one worker."""
+    gpu, cpus = _resources(compute)
+    return cpus, int(gpu)
 
 
 def cpus_per_worker(workers: int, nodes: Sequence[int]) -> int:
@@ -341,7 +431,7 @@ def fit_on_ray(
     settings: Settings,
     compute: Compute,
     report: Report,
-    **inputs: str,
+    **inputs: Any,
 ) -> Trained:
     """Runs `loop` on Ray Train workers, brings rank 0's folder to `out`, and logs the stage.
 

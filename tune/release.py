@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from cluster.bundles import ModelBundle
+from cluster.bundles import ModelBundle, warnings_of
 from cluster.errors import CertifyError, ConfigError, DataError
 from cluster.files import read_json, write_json
 from cluster.progress import Report as Progress
@@ -280,6 +280,7 @@ def make(
             size_bytes=PerTier(edge=pair.edge.size_bytes, cloud=pair.cloud.size_bytes),
             latency_ms=Latency(),
             stages_s=dict(stages_s),
+            warnings=warnings_of(pair.edge.manifest, pair.cloud.manifest),
         ),
         created_at=selection.certificate.created_at,
     )

@@ -59,12 +59,13 @@ class Latency(_Frozen):
 
 
 class Measured(_Frozen):
-    """What others measured: the bundles' sizes, the traffic, the stages' times."""
+    """What others found: the bundles' sizes and warnings, the traffic, the stages' times."""
 
     release: str | None
     size_bytes: PerTier
     latency_ms: Latency = Latency()
     stages_s: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 class Accuracy(_Frozen):
@@ -158,7 +159,8 @@ class Report(_Frozen):
     """report.json. Figures are those seen on `split`; what is guaranteed is in the certificate.
 
     `agreement` is None if nothing stays at the edge. `accuracy_loss` is against cloud-only.
-    `of_hindsight` is the edge share over the hindsight coverage of the same score.
+    `of_hindsight` is the edge share over the hindsight coverage of the same score. `warnings` are
+    sentences of the gate that a user has accepted.
     """
 
     version: Literal[2] = 2
@@ -184,6 +186,7 @@ class Report(_Frozen):
     oracle: Oracle
     edge_calibration_error: float
     policy: RouterPolicy
+    warnings: tuple[str, ...] = ()
 
 
 # ---- tables -> figures ----------------------------------------------------------------------
@@ -249,6 +252,7 @@ def build_report(
         oracle=_oracle(test, prices),
         edge_calibration_error=reliability(said, test.edge_right[test.known]).error,
         policy=policy,
+        warnings=measured.warnings,
     )
 
 

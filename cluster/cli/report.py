@@ -88,6 +88,8 @@ def show(report: Any) -> None:
     ]  # fmt: skip
     typer.echo(f"Release {report.release}, split {report.split!r}, {report.rows} rows, "
                "95% intervals in brackets")  # fmt: skip
+    for warning in report.warnings:
+        typer.echo(f"  Warning: {warning}")
     for name, value in rows:
         typer.echo(f"  {name:<24} {value}")
     typer.echo(f"What is certified assumes {certificate.assumes}.")

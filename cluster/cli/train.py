@@ -26,11 +26,17 @@ def train(
         float | None, typer.Option(help="Of fine-tuning and distillation, at most.")
     ] = None,
     dapt_epochs: Annotated[float | None, typer.Option(help="Of domain adaptation.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Of the cloud's recipe and fit, at most.")
+    ] = None,
     student_layers: Annotated[int | None, typer.Option(help="Of the edge model.")] = None,
     certify_share: Annotated[
         float | None, typer.Option(help="Of the rows not in test; more certify more.")
     ] = None,
     limits: Annotated[Path | None, typer.Option(help="JSON of the gate's limits.")] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Take a pair of poor quality, with warnings.")
+    ] = False,
     num_workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     submit: Submit = False,
     as_json: Json = False,
@@ -46,9 +52,9 @@ def train(
 
     config = configure(
         data=data, text_column=text_column, label_column=label_column, test=test,
-        unlabelled=unlabelled, base=base, epochs=epochs, dapt_epochs=dapt_epochs,
+        unlabelled=unlabelled, base=base, epochs=epochs, dapt_epochs=dapt_epochs, minutes=minutes,
         student_layers=student_layers, certify_share=certify_share, limits=limits,
-        num_workers=num_workers,
+        accept=accept, num_workers=num_workers,
     )  # fmt: skip
     result = run(config, settings)
     if as_json:
@@ -56,5 +62,7 @@ def train(
         return
     for check in result.checks:
         say(f"  {check}")
+    for warning in result.edge.manifest.warnings:
+        say(f"Warning, accepted: {warning}")
     say(f"Registered edge {result.edge.sha256[:12]} and cloud {result.cloud.sha256[:12]}.")
     say("Next: firstline tune --risk 0.01")

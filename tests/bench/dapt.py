@@ -11,7 +11,6 @@ the same in all arms: the arms are to be compared with each other, not with `mak
 import argparse
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,16 +25,15 @@ from cluster.progress import stage
 from cluster.settings import Settings, load_settings
 from serve_app.text import TextTokenizer
 from tests.bench.rows import Row, publish, row
-from train_jobs import dapt, distill, finetune
+from train_jobs import dapt, distill, finetune, recipe
 from train_jobs.data import MANIFEST, DataConfig, Dataset, build, load_dataset
-from train_jobs.distill import DistillConfig, teacher_logits
+from train_jobs.distill import DistillConfig, logits_of
 from train_jobs.encoders import load_classifier, max_tokens, resolve_base, save_tokenizer
-from train_jobs.finetune import FinetuneConfig
+from train_jobs.recipe import FinetuneConfig
 from train_jobs.training import Compute
 
 ARMS: Final = ("with", "without")
-# Few labels make few steps an epoch, many make many; both arms get the same.
-EPOCHS: Final = {0.05: 40.0, 0.2: 12.0, 1.0: 3.0}
+SHARES: Final = (0.05, 0.2, 1.0)
 SHORT: Final = DistillConfig(epochs=2, copies=0)
 
 
@@ -58,7 +56,7 @@ def accuracy_of(model: Path, dataset: Dataset) -> float:
     texts, labels = dataset.labelled("test")
     tokenizer = TextTokenizer.from_file(model / TOKENIZER, max_tokens(str(model)))
     loaded = load_classifier(str(model), dataset.labels)
-    logits = teacher_logits(loaded, tokenizer.encode(texts), loaded.config.pad_token_id)
+    logits = logits_of(loaded, tokenizer.encode(texts))
     return float((logits.argmax(-1) == np.array(labels)).mean())
 
 
@@ -67,8 +65,8 @@ def encoders(dataset: Dataset, work: Path, settings: Settings, compute: Compute)
     plain, adapted = work / "plain", work / "dapt"
     if not adapted.is_dir():
         with stage("dapt") as report:
-            dapt.run(dapt.DaptConfig(), dataset, adapted, settings=settings, compute=compute,
-                     report=report)  # fmt: skip
+            forced = dapt.DaptConfig(epochs=2.0, probe=False)
+            dapt.run(forced, dataset, adapted, settings=settings, compute=compute, report=report)
     if not plain.is_dir():
         source = resolve_base("minilm")
         AutoModelForMaskedLM.from_pretrained(source).save_pretrained(plain)
@@ -84,8 +82,9 @@ def one(
     how: dict[str, Any] = {"settings": settings, "compute": compute}
     with stage(name) as report:
         shutil.rmtree(work / "now", ignore_errors=True)
-        config = replace(FinetuneConfig(), epochs=EPOCHS.get(share, FinetuneConfig.epochs))
-        cloud = finetune.run(config, part, encoder, work / "now" / "cloud", report=report, **how)
+        config = FinetuneConfig()
+        found = recipe.run(config, part, encoder, work / "now" / "recipe", report=report, **how)
+        cloud = finetune.run(config, found, part, work / "now" / "cloud", report=report, **how)
         edge = distill.run(SHORT, part, cloud.path, work / "now" / "edge", report=report, **how)
         return {"cloud": accuracy_of(cloud.path, part), "edge": accuracy_of(edge.path, part)}
 
@@ -108,7 +107,7 @@ def main() -> None:
     parser.add_argument("--text", default="text")
     parser.add_argument("--label", default="label")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--shares", type=float, nargs="+", default=list(EPOCHS))
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--cpus-per-worker", type=int, help="for two runs side by side")
     given = parser.parse_args()
     home = Path(".firstline").absolute()

@@ -2,10 +2,11 @@
 
     make bench-train DATA=train.csv TEXT=text LABEL=category
 
-Each way fine-tunes the default encoder for a few steps on the same messages, with the same Trainer,
-precision and optimizer, interleaved. Padding is not counted as tokens. Ours is what
-train_jobs/finetune.py does: messages of like length together, padded to the longest of them, and a
-last layer that computes the position which is read.
+Each way fine-tunes the default encoder for a few steps on the same messages, in the same precision
+and with the same optimizer, interleaved. Padding is not counted as tokens. Ours is what
+train_jobs/finetune.py does: messages of like length together, padded to the longest of them, a last
+layer that computes the position which is read, and word embeddings left as they are. Theirs is
+Hugging Face's Trainer.
 """
 
 import argparse
@@ -15,16 +16,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from torch import distributed
-from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
 
 from cluster.settings import load_settings
 from serve_app.text import TextTokenizer
 from tests.bench.rows import publish, row
 from train_jobs.data import DataConfig, build
-from train_jobs.encoders import first_position_only, load_classifier, resolve_base, save_tokenizer
+from train_jobs.encoders import load_classifier, resolve_base, save_tokenizer
+from train_jobs.recipe import freeze_words, label_loss
+from train_jobs.resume import NoBoard, Stage
 from train_jobs.samples import write_csv
-from train_jobs.training import Fit, TokenRows, arguments, seed_everything
+from train_jobs.training import Fit, TokenRows, has_bf16, seed_everything, train
 
 _BATCH: Final = {"ours": 64, "128": 32, "256": 32}  # the published batch is 32
 
@@ -34,29 +44,47 @@ def tokens_per_s(
 ) -> float:
     """Trains for `steps` steps from the same weights."""
     seed_everything(0)
+    return (_ours if way == "ours" else _padded)(way, ids, labels, names, steps)
+
+
+def _ours(
+    way: str, ids: Sequence[list[int]], labels: Sequence[int], names: Sequence[str], steps: int
+) -> float:
+    model = load_classifier(resolve_base("minilm"), names)
+    freeze_words(model)
+    fit = Fit(epochs=1, learning_rate=1e-4, batch_size=_BATCH[way])
+    rows = TokenRows(ids, {"labels": np.array(labels)})
+    few = rows.only(range(min(len(rows), steps * fit.batch_size)))
+    start = time.perf_counter()
+    train(model, few, fit, label_loss(model), stage=Stage(NoBoard(), 1e9), seed=0,
+          pad=model.config.pad_token_id)  # fmt: skip
+    return sum(map(len, few.ids)) / (time.perf_counter() - start)
+
+
+def _padded(
+    way: str, ids: Sequence[list[int]], labels: Sequence[int], names: Sequence[str], steps: int
+) -> float:
     source = resolve_base("minilm")
-    model = load_classifier(source, names)
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(names))
     padder = AutoTokenizer.from_pretrained(source)
-    if way == "ours":
-        first_position_only(model)
-        collator = DataCollatorWithPadding(padder)
-    else:
-        collator = DataCollatorWithPadding(padder, padding="max_length", max_length=int(way))
+    collator = DataCollatorWithPadding(padder, padding="max_length", max_length=int(way))
     seen: list[int] = []
 
     def counted(rows: list[dict[str, Any]]) -> Any:
         seen.append(sum(len(item["input_ids"]) for item in rows))
         return collator(rows)
 
+    given = [
+        {"input_ids": item, "attention_mask": [1] * len(item), "labels": label}
+        for item, label in zip(ids, labels, strict=True)
+    ]
     with tempfile.TemporaryDirectory() as scratch:
-        fit = Fit(epochs=1, learning_rate=1e-4, batch_size=_BATCH[way])
-        args = arguments(fit, Path(scratch), 0)
-        args.max_steps, args.eval_strategy = steps, "no"
-        args.group_by_length = way == "ours"
-        trainer = Trainer(
-            model=model, args=args, train_dataset=TokenRows(ids, labels=labels),
-            data_collator=counted,
+        arguments = TrainingArguments(
+            scratch, max_steps=steps, per_device_train_batch_size=_BATCH[way], bf16=has_bf16(),
+            use_cpu=not torch.cuda.is_available(), report_to=[], save_strategy="no",
+            remove_unused_columns=False, optim="adamw_torch_fused", disable_tqdm=True,
         )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=given, data_collator=counted)
         start = time.perf_counter()
         trainer.train()
         return sum(seen) / (time.perf_counter() - start)
@@ -82,9 +110,6 @@ def main() -> None:
     save_tokenizer(resolve_base("minilm"), settings.home)
     texts, labels = dataset.labelled("train")
     ids = TextTokenizer.from_file(settings.home / "tokenizer.json").encode(texts)
-    # As on a Ray worker, where the group is there when the Trainer asks for it.
-    store = distributed.HashStore()  # type: ignore[attr-defined]
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     found: dict[str, list[float]] = {way: [] for way in _BATCH}
     for _ in range(given.repeats):
         for way, kept in found.items():

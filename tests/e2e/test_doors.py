@@ -74,7 +74,8 @@ def trained(shell: Shell, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     limits = base / "limits.json"
     limits.write_text(
         '{"min_accuracy_kept": 0, "max_calibration_error": 1, "max_size_ratio": 9,'
-        ' "max_latency_ratio": 9}'
+        ' "max_latency_ratio": 9, "min_gain_over_words": -1, "min_gain_over_largest_class": -1,'
+        ' "max_edge_gain": 1, "max_classes_never_found": 3}'
     )
     return shell.json(
         "train", "--data", str(data), "--base", str(base), "--epochs", "2", "--dapt-epochs", "1",

@@ -26,20 +26,30 @@ from cluster.settings import Settings, load_settings
 from cluster.tracking import EXPERIMENT, client
 from serve_app.classifier import OnnxClassifier
 from tests.encoders import make_tiny_bert
-from train_jobs import dapt, distill, finetune
+from train_jobs import dapt, distill, finetune, recipe
 from train_jobs.compress import PARITY, Variant
 from train_jobs.data import Dataset, build, load_dataset
 from train_jobs.gate import GateLimits
 from train_jobs.pipeline import RUN, PipelineConfig, PipelineResult, configure, run
 from train_jobs.quantize import RECIPES
+from train_jobs.recipe import Candidate, FinetuneConfig
 from train_jobs.resume import HISTORY
 from train_jobs.samples import write_csv
 from train_jobs.training import Compute, Loop, Trained, fit_on_ray
 
 ROWS = 1200
-WIDE = GateLimits(
-    min_accuracy_kept=0.5, max_calibration_error=0.5, max_size_ratio=2.0, max_latency_ratio=10.0
+# A random encoder of this size wants a higher rate than a pre-trained one.
+RATES = (
+    Candidate(learning_rate=2e-3, batch_size=16),
+    Candidate(learning_rate=1e-5, batch_size=16),
+    Candidate(learning_rate=2e-3, batch_size=16, head="new"),
 )
+# A random encoder of this size learns less than words alone tell.
+WIDE = GateLimits(
+    min_accuracy_kept=0.5, max_calibration_error=0.5, max_size_ratio=2.0, max_latency_ratio=10.0,
+    min_gain_over_words=-1, min_gain_over_largest_class=-1, max_edge_gain=1,
+    max_classes_never_found=3,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     return replace(
         given,
         dapt=replace(given.dapt, learning_rate=1e-3),
-        finetune=replace(given.finetune, learning_rate=2e-3, batch_size=16),
+        finetune=replace(given.finetune, candidates=RATES, batch_size=16),
         distill=replace(given.distill, learning_rate=2e-3, batch_size=16),
         limits=WIDE,
     )
@@ -96,6 +106,17 @@ def test_a_model_learns_something(result: PipelineResult) -> None:
     assert result.cloud.manifest.metrics["accuracy"].value > 0.45
     assert result.edge.manifest.metrics["accuracy"].value > 0.45
     assert result.edge.size_bytes < result.cloud.size_bytes
+
+
+def test_the_recipe_that_learns_wins_the_race(result: PipelineResult, settings: Settings) -> None:
+    """A rate of next to nothing is left behind; what was tried stands in bundle and card."""
+    found = recipe.load(result.cloud.path.parent / "recipe")
+    assert found.chosen.learning_rate == 2e-3
+    assert {one.name for one in found.tried} == {"probe alone", *(one.name for one in RATES)}
+    assert all(0 < one.share <= 1 for one in found.tried[1:])
+    assert result.cloud.manifest.recipe["recipe"]["chosen"]["learning_rate"] == 2e-3
+    said = (result.cloud.path / "MODEL_CARD.md").read_text()
+    assert all(one.name in said for one in found.tried)
 
 
 def test_adapting_to_the_domain_lowers_perplexity(result: PipelineResult) -> None:
@@ -134,7 +155,7 @@ def test_the_pair_is_registered_and_can_be_taken_up(
     last = read_json(settings.home / RUN)
     assert last["edge"]["sha256"] == result.edge.sha256
     assert load_dataset(Path(last["dataset"])) == result.dataset
-    stages = {"data", "dapt", "finetune", "distill", "compress", "calibrate", "gate"}
+    stages = {"data", "dapt", "recipe", "finetune", "distill", "compress", "calibrate", "gate"}
     assert set(last["stages_s"]) == stages
 
 
@@ -142,8 +163,9 @@ def test_the_pair_is_registered_and_can_be_taken_up(
     ("stage", "param", "metric", "picture"),
     [
         ("dapt", "masked_share", "perplexity_after", "dapt-curves.png"),
-        ("finetune", "head_learning_rate", "validation_accuracy", "finetune-curves.png"),
-        ("distill", "soft_share", "teacher_validation_accuracy", "distill-curves.png"),
+        ("recipe", "chosen", "probe_accuracy", "recipe.json"),
+        ("finetune", "min_steps", "validation_accuracy", "finetune-curves.png"),
+        ("distill", "soft_share", "teacher_agreement", "distill-curves.png"),
         ("compress", "best", "p50_ms", "parity.png"),
         ("calibrate-edge", "temperature", "ece_after", "reliability.png"),
         ("calibrate-cloud", "temperature", "ece_before", "reliability.png"),
@@ -169,7 +191,7 @@ def test_every_stage_is_in_mlflow(
         files = {artifact.path for artifact in mlflow.list_artifacts(item.info.run_id)}
         assert picture in files
     if stage in {"dapt", "finetune", "distill"}:
-        curve = mlflow.get_metric_history(found[0].info.run_id, "eval_loss")
+        curve = mlflow.get_metric_history(found[0].info.run_id, "loss")
         assert len({point.step for point in curve}) >= 2
 
 
@@ -183,12 +205,13 @@ def test_same_seed_and_data_on_one_worker_is_the_same_model(
     settings: Settings, config: PipelineConfig, tmp_path: Path
 ) -> None:
     dataset, encoder = build(config.data, settings), Path(config.dapt.base)
-    short = replace(config.finetune, epochs=1)
+    short = replace(config.finetune, epochs=1, learning_rate=1e-3)
+    common: dict[str, Any] = {"settings": settings, "compute": Compute()}
 
     def weights(name: str) -> dict[str, torch.Tensor]:
-        made = finetune.run(
-            short, dataset, encoder, tmp_path / name, settings=settings, compute=Compute()
-        )
+        found = recipe.run(short, dataset, encoder, tmp_path / f"{name}-recipe", **common)
+        assert [one.name for one in found.tried] == ["probe alone"], "a given rate is not raced for"
+        made = finetune.run(short, found, dataset, tmp_path / name, **common)
         return load_file(made.path / "model.safetensors")
 
     first, second = weights("first"), weights("second")
@@ -252,7 +275,8 @@ def _run_stage(
     if stage == "dapt":
         return dapt.run(config.dapt, dataset, out, **common)
     if stage == "finetune":
-        return finetune.run(config.finetune, dataset, made / "dapt", out, **common)
+        found = recipe.load(made / "recipe")
+        return finetune.run(config.finetune, found, dataset, out, **common)
     return distill.run(config.distill, dataset, made / "cloud", out, **common)
 
 
@@ -283,9 +307,10 @@ def test_a_stage_whose_worker_is_killed_ends_as_if_nothing_had_happened(
     made, compute = result.cloud.path.parent, Compute(checkpoint_every_s=0)
     with _one_worker_killed(settings):
         ours = _run_stage(stage, config, result.dataset, made, tmp_path / "out", settings, compute)
-    figures = dict(ours.figures)
+    figures, theirs = dict(ours.figures), dict(result.figures[stage])
     assert figures.pop("resumed_at_step") > 0
-    assert figures == result.figures[stage]
+    assert figures.pop("peak_memory_mb") > 0 < theirs.pop("peak_memory_mb")
+    assert figures == theirs
     _assert_same(ours.path, made / folder)
     assert not list(ours.path.glob("*.pt")), "the result is the model, not a checkpoint"
 
@@ -305,13 +330,14 @@ def test_two_workers_one_of_which_is_killed_end_as_if_nothing_had_happened(
     theirs = trained("undisturbed")
     with _one_worker_killed(settings):
         ours = trained("killed")
-    assert {**theirs.figures, "resumed_at_step": ours.figures["resumed_at_step"]} == ours.figures
+    others = ("resumed_at_step", "peak_memory_mb")
+    assert {**theirs.figures, **{name: ours.figures[name] for name in others}} == ours.figures
     _assert_same(ours.path, theirs.path)
 
 
 def _run_loop(loop: Loop, out: Path, settings: Settings, dataset: Dataset, **inputs: str) -> None:
     fit_on_ray(
-        loop, "finetune", finetune.FinetuneConfig(), dataset, out,
+        loop, "finetune", FinetuneConfig(), dataset, out,
         settings=settings, compute=Compute(max_failures=1), report=silent, **inputs,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.bundles import MODEL, MODEL_ANY
+from cluster.bundles import MODEL, MODEL_ANY, with_warnings
 from cluster.errors import ReleaseError
 from cluster.files import write_json
 from cluster.settings import load_settings
@@ -108,6 +108,14 @@ def test_the_card_carries_the_alternatives_as_json(tmp_path: Path) -> None:
     ]  # fmt: skip
     write_json(release.path / ALTERNATIVES, written)
     assert describe(release)["alternatives"] == written
+
+
+def test_the_card_warns_of_what_the_gate_found(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path / "made")
+    assert describe(make_release(load_settings(), pair.edge, pair.cloud))["warnings"] == []
+    edge = with_warnings(pair.edge, tmp_path / "edge", ["Poor.", "Small."])
+    cloud = with_warnings(pair.cloud, tmp_path / "cloud", ["Poor."])
+    assert describe(make_release(load_settings(), edge, cloud))["warnings"] == ["Poor.", "Small."]
 
 
 def test_serve_yaml_is_what_the_command_deploys() -> None:

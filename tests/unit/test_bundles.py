@@ -17,6 +17,8 @@ from cluster.bundles import (
     Manifest,
     ModelBundle,
     load_bundle,
+    warnings_of,
+    with_warnings,
     write_bundle,
 )
 from cluster.errors import BundleError
@@ -278,3 +280,48 @@ def test_a_bundle_of_the_previous_version_keeps_its_identity(bundle: ModelBundle
     again = load_bundle(bundle.path, sha256_json(earlier))
     assert again.artifact(set()) == bundle.artifact(set())
     OnnxClassifier.of(again).check_golden(again.golden())
+
+
+# ---- warnings -----------------------------------------------------------------------------------
+
+
+def test_a_bundle_without_warnings_is_as_it_was_before_there_were_any(bundle: ModelBundle) -> None:
+    earlier = read_json(bundle.path / MANIFEST)
+    assert "warnings" not in earlier
+    assert bundle.sha256 == sha256_json(earlier)
+    assert bundle.manifest.warnings == ()
+
+
+def test_a_bundle_with_warnings_is_another_with_the_same_models(
+    double: ModelBundle, tmp_path: Path
+) -> None:
+    made = with_warnings(double, tmp_path / "warned", ["Poor.", "Small."], texts={"CARD": "Poor."})
+    assert made.manifest.warnings == ("Poor.", "Small.")
+    assert made.sha256 != double.sha256
+    assert load_bundle(made.path, made.sha256) == made
+    assert (made.path / "CARD").read_text() == "Poor."
+    assert made.manifest.files == {
+        **double.manifest.files, "CARD": sha256_file(made.path / "CARD")
+    }  # fmt: skip
+    unlike = {"warnings", "files"}
+    assert made.manifest.model_dump(exclude=unlike) == double.manifest.model_dump(exclude=unlike)
+    assert load_bundle(double.path, double.sha256) == double
+
+
+def test_a_warning_adds_nothing_else_to_an_earlier_manifest(
+    bundle: ModelBundle, tmp_path: Path
+) -> None:
+    """Fields that a manifest did not have are not put in by the way."""
+    file = bundle.path / MANIFEST
+    earlier = read_json(file)
+    del earlier["needs"], earlier["anywhere"]
+    file.write_text(json.dumps(earlier))
+    made = with_warnings(load_bundle(bundle.path), tmp_path / "warned", ["Poor."])
+    assert set(read_json(made.path / MANIFEST)) == {*earlier, "warnings"}
+
+
+def test_a_sentence_of_both_bundles_is_said_once(bundle: ModelBundle, tmp_path: Path) -> None:
+    one = with_warnings(bundle, tmp_path / "one", ["Poor.", "Small."]).manifest
+    other = with_warnings(bundle, tmp_path / "other", ["Poor.", "Old."]).manifest
+    assert warnings_of(one, other) == ("Poor.", "Small.", "Old.")
+    assert warnings_of(bundle.manifest) == ()

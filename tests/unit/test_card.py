@@ -18,7 +18,16 @@ from cluster.files import write_json
 from cluster.settings import Settings
 from tests.toys import LABELS, make_bundle
 from train_jobs.calibrate import Calibrated
-from train_jobs.card import CARD, ClassFigures, Facts, card, small_classes, worst_classes, write
+from train_jobs.card import (
+    CARD,
+    ClassFigures,
+    Facts,
+    card,
+    small_classes,
+    warned,
+    worst_classes,
+    write,
+)
 from train_jobs.compress import PARITY, Choice, Compressed, Variant
 from train_jobs.data import SPLITS, DataConfig, Dataset, build
 from train_jobs.vocabulary import Cost
@@ -328,3 +337,13 @@ def test_the_written_card_is_of_the_model_and_holds_no_message(
             assert "secret" in row.message.text
             assert row.message.text not in text
     assert "secret" not in text
+
+
+def test_warnings_come_before_everything_else_and_are_only_text() -> None:
+    """They name classes, and a class may be named anything."""
+    text = card(facts())
+    made = warned(text, [f"It never finds {HOSTILE[6]!r}.", "Small."])
+    said = under("Warnings", made)
+    assert "- `It never finds '</td><script>'.`\n- `Small.`" in said
+    assert re.findall(r"^## (.*)$", made, re.MULTILINE)[0] == "Warnings"
+    assert made.replace(f"## Warnings\n{said}", "") == text

@@ -1,20 +1,14 @@
 """The distance is Mahalanobis' where rows are many, and still a number where they are few."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification
 
-from tests.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
 from train_jobs import domain
-from train_jobs.domain import Domain, Floats, features_of, fit
+from train_jobs.domain import Domain, Floats, fit
 
-MAKERS = {"bert": make_tiny_bert, "roberta": make_tiny_roberta, "distilbert": make_tiny_distilbert}
 WIDTH = 12
 # Within classes, features vary a thousand times as much along one axis as along another.
 SPREAD = np.geomspace(1, 1e-3, WIDTH)
@@ -122,16 +116,3 @@ def test_no_rows_are_refused(train: int, calibration: int) -> None:
     x, labels = rows(5)
     with pytest.raises(ValueError, match=f"there are {train} and {calibration}"):
         fit(x[:train], labels[:train], x[:calibration])
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-def test_features_are_what_the_head_reads(tmp_path: Path, kind: str) -> None:
-    """In the order asked for, whatever a message's batch is padded to."""
-    base = MAKERS[kind](tmp_path)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=5).eval()
-    lengths = [(7 * i) % 40 + 2 for i in range(domain._BATCH + 9)]
-    ids = [list(range(20, 20 + length)) for length in lengths]
-    found = features_of(model, ids)
-    with torch.inference_mode():
-        states = [model.base_model(input_ids=torch.tensor([item]))[0][0, 0] for item in ids]
-    np.testing.assert_allclose(found, torch.stack(states), atol=1e-5)

@@ -15,12 +15,16 @@ from tests.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_rober
 from train_jobs.encoders import (
     check_base,
     feed_forward_width,
-    first_position_only,
     keep_layers,
     keep_neurons,
     layer_count,
+    load_classifier,
     max_tokens,
     neuron_weights,
+    new_head,
+    parts_of,
+    pool_mean,
+    trained_classifier,
     without_dropout,
 )
 
@@ -85,25 +89,69 @@ def gradients(model: Any, inputs: Batch) -> dict[str, torch.Tensor]:
     return {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
 
 
-# -- the last layer's first position ------------------------------------------------------------
+# -- the mean of the positions ------------------------------------------------------------------
 
 
 @every_kind
 @every_attention
-@pytest.mark.parametrize("lengths", [(12, 12, 12), (12, 7, 3), (9,)], ids=["full", "padded", "one"])
-def test_the_first_position_alone_gives_the_same_answers_and_gradients(
-    bases: dict[str, Path], kind: str, attention: str, lengths: tuple[int, ...]
+def test_a_message_reads_the_same_whatever_it_is_padded_to(
+    bases: dict[str, Path], kind: str, attention: str
 ) -> None:
+    """A mean over padding too would make an answer depend on its neighbours."""
     model = classifier(bases[kind], attention)
+    pool_mean(model)
+    lengths = (12, 7, 3)
     inputs = batch(model, *lengths)
-    answers, slopes = logits(model, inputs), gradients(model, inputs)
-    first_position_only(model)
     assert model.base_model(**inputs)[0].shape == (len(lengths), 1, 32)
-    torch.testing.assert_close(logits(model, inputs), answers, atol=1e-5, rtol=1e-5)
+    together = logits(model, inputs)
+    for row, length in enumerate(lengths):
+        one = {name: value[row : row + 1, :length] for name, value in inputs.items()}
+        torch.testing.assert_close(logits(model, one)[0], together[row], atol=1e-5, rtol=1e-5)
+
+
+@every_kind
+@every_attention
+def test_every_position_counts_and_is_learned_from(
+    bases: dict[str, Path], kind: str, attention: str
+) -> None:
+    """The head's one position is a mean: each token moves it, and every layer gets a gradient."""
+    model = classifier(bases[kind], attention)
+    pool_mean(model)
+    inputs = batch(model, 9)
+    answers = logits(model, inputs)
+    for position in range(9):
+        tokens = inputs["input_ids"].clone()
+        tokens[0, position] = 799 - tokens[0, position]
+        changed = logits(model, {**inputs, "input_ids": tokens})
+        assert not torch.allclose(changed, answers, atol=1e-4)
     found = gradients(model, inputs)
-    assert found.keys() == slopes.keys()
-    for name, slope in slopes.items():
-        torch.testing.assert_close(found[name], slope, atol=1e-5, rtol=1e-4, msg=name)
+    layers = {name.split("layer.")[1][0] for name in found if "layer." in name}
+    assert layers == {"0", "1", "2", "3"}
+
+
+@every_kind
+def test_a_classifier_says_how_it_was_pooled_and_is_loaded_so(
+    bases: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    model = load_classifier(str(bases[kind]), list("abcde")).eval()
+    model.save_pretrained(tmp_path)
+    again = trained_classifier(tmp_path)
+    assert again.config.classifier_pooling == "mean"
+    assert again.config.id2label == dict(enumerate("abcde"))
+    inputs = batch(model, 12, 5)
+    assert torch.equal(logits(again, inputs), logits(model, inputs))
+
+
+@every_kind
+def test_a_new_head_is_not_the_old_one(bases: dict[str, Path], kind: str) -> None:
+    model = classifier(bases[kind])
+    parts = parts_of(model, 1)
+    before = [parts.pooled.weight.clone(), parts.classifier.weight.clone()]
+    new_head(model)
+    for old, layer in zip(before, (parts.pooled, parts.classifier), strict=True):
+        assert not torch.equal(layer.weight, old)
+        assert not layer.bias.any()
 
 
 # -- fewer neurons and layers -------------------------------------------------------------------

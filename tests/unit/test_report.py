@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from cluster.cli.report import show
 from cluster.errors import DataError
 from serve_app.calibration import reliability
 from serve_app.cost import Prices
@@ -203,6 +204,29 @@ def test_a_report_lacks_nothing_and_holds_nothing_unknown(report: Report) -> Non
         Report.model_validate({name: part for name, part in data.items() if name != "certificate"})
     with pytest.raises(ValidationError, match="surprise"):
         Report.model_validate({**data, "surprise": 1})
+
+
+def test_warnings_stand_at_the_top_and_old_reports_have_none(
+    report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = report.model_dump(mode="json")
+    assert data.pop("warnings") == []
+    assert Report.model_validate(data) == report
+    assert "a user accepted it" not in render_html(report, {})
+    poor = report.model_copy(update={"warnings": ("It never finds '<b>'.", "Small.")})
+    html = render_html(poor, {})
+    assert html.index("It never finds &#39;&lt;b&gt;&#39;.") < html.index("answered at the edge")
+    assert "<li>Small.</li>" in html
+    show(poor)
+    assert "  Warning: It never finds '<b>'.\n  Warning: Small.\n" in capsys.readouterr().out
+
+
+def test_the_warnings_of_the_bundles_become_the_reports(selection: Selection) -> None:
+    poor = MEASURED.model_copy(update={"warnings": ("Poor.",)})
+    made = build_report(
+        tune=TUNE, test=TEST, selection=selection, prices=PRICES, measured=poor, created_at=NOW
+    )
+    assert made.warnings == ("Poor.",)
 
 
 def test_every_certified_number_says_what_it_assumes(report: Report) -> None:

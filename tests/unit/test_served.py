@@ -8,16 +8,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from cluster.bundles import TOKENIZER
 from serve_app.classifier import OnnxScorer
 from tests.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
 from train_jobs import served
-from train_jobs.domain import Domain, features_of, fit
-from train_jobs.encoders import ACTIVATIONS, save_tokenizer
+from train_jobs.domain import Domain, fit
+from train_jobs.encoders import ACTIVATIONS, load_classifier, save_tokenizer, trained_classifier
 from train_jobs.ngrams import Ngrams
 from train_jobs.ngrams import fit as fit_ngrams
+from train_jobs.training import features_of
 
 MAKERS = {"bert": make_tiny_bert, "roberta": make_tiny_roberta, "distilbert": make_tiny_distilbert}
 FIELD = {"bert": "hidden_act", "roberta": "hidden_act", "distilbert": "activation"}
@@ -27,7 +27,7 @@ def made(kind: str, folder: Path, activation: str = "gelu") -> tuple[Any, OnnxSc
     """A classifier of random weights, every bias and norm among them, and its served graph."""
     base = MAKERS[kind](folder / "base")
     torch.manual_seed(3)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=5)
+    model = load_classifier(str(base), list("abcde"))
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.add_(torch.randn_like(value) * (0.02 if "embeddings" in name else 0.2))
@@ -35,7 +35,7 @@ def made(kind: str, folder: Path, activation: str = "gelu") -> tuple[Any, OnnxSc
     save_tokenizer(str(base), folder)
     config = folder / "model" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), FIELD[kind]: activation}))
-    model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
+    model = trained_classifier(folder / "model")
     served.write(folder / "model", folder / "model.onnx")
     return model, OnnxScorer.open(folder / "model.onnx", folder / TOKENIZER, 128)
 

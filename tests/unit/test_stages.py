@@ -1,5 +1,6 @@
 """The pure parts of the training stages, and what is refused before any of them runs."""
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +18,10 @@ from tests.toys import LABELS, make_bundle, message
 from train_jobs.compress import CompressConfig, Variant, choose, measure, timed
 from train_jobs.distill import evenly_spaced
 from train_jobs.encoders import MINILM, check_base, layer_count, max_tokens, resolve_base
-from train_jobs.finetune import FinetuneConfig
 from train_jobs.pipeline import configure, parse
 from train_jobs.quantize import RECIPES
-from train_jobs.training import Fit, cpus_per_worker, holdout, in_turn
+from train_jobs.recipe import FinetuneConfig, Tried, best_of, budget_s
+from train_jobs.training import Fit, batches, cpus_per_worker, holdout, in_turn, parts
 
 
 def variant(name: str, **over: Any) -> Variant:
@@ -275,7 +276,13 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("epochs", 0.0), ("epochs", float("nan")), ("epochs", float("inf")), ("dapt_epochs", -1.0)],
+    [
+        ("epochs", 0.0),
+        ("epochs", float("nan")),
+        ("epochs", float("inf")),
+        ("dapt_epochs", -1.0),
+        ("minutes", 0.0),
+    ],
 )
 def test_epochs_that_are_none_are_refused(option: str, value: float) -> None:
     """They ended in an AssertionError inside a worker, minutes later."""
@@ -298,17 +305,85 @@ def test_words_and_options_make_the_same_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "workers", "epochs", "patience"),
-    [(6000, 1, 6, 2), (2463, 1, 13, 4), (2463, 2, 25, 8), (100, 1, 40, 13)],
+    ("rows", "workers", "epochs"), [(6000, 1, 3), (2463, 1, 7), (2463, 2, 13), (100, 1, 20)]
 )
 def test_few_rows_are_seen_as_often_as_enough_steps_take(
-    rows: int, workers: int, epochs: int, patience: int
+    rows: int, workers: int, epochs: int
 ) -> None:
     """234 steps on 2,463 rows once ended on a plateau, with two of three classes mixed up."""
-    fit = FinetuneConfig().whole(rows, workers)
-    assert (fit.epochs, fit.patience_epochs) == (epochs, patience)
+    config = FinetuneConfig()
+    assert config.fit(config.candidates[0], rows, workers).epochs == epochs
 
 
 def test_epochs_that_a_user_asks_for_are_a_limit() -> None:
-    fit = FinetuneConfig(epochs=3.0).whole(100, 1)
-    assert (fit.epochs, fit.patience_epochs) == (3.0, 2)
+    config = FinetuneConfig(epochs=2.0)
+    assert config.fit(config.candidates[0], 100).epochs == 2.0
+
+
+def test_a_plain_recipe_stays_what_everybody_means_by_it() -> None:
+    config = FinetuneConfig()
+    fits = [config.fit(one, 100) for one in config.candidates if one.head == "new"]
+    assert {(fit.epochs, fit.batch_size, fit.warmup_share) for fit in fits} == {(3.0, 32, 0.1)}
+    assert {fit.learning_rate for fit in fits} == {5e-5, 1e-4, 3e-4}
+
+
+@given(rows=st.integers(2, 200_000), number=st.integers(0, 5))
+def test_a_race_is_never_longer_than_the_fit(rows: int, number: int) -> None:
+    config = FinetuneConfig()
+    candidate = config.candidates[number]
+    race, fit = config.race(candidate, rows), config.fit(candidate, rows)
+    assert 1 <= race.steps(rows) <= min(fit.steps(rows), config.race_steps[1])
+
+
+# -- batches ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 40))
+def test_every_row_is_in_one_batch_and_every_batch_in_bounded_parts(
+    lengths: list[int], size: int
+) -> None:
+    made = batches(lengths, size, random.Random(0))
+    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
+    for batch in made:
+        assert len(batch) <= size
+        found = list(parts(batch, lengths, 100))
+        assert sorted(i for part in found for i in part) == sorted(batch)
+        for part in found:
+            assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= 100
+
+
+def test_the_rate_warms_up_and_falls_to_nothing() -> None:
+    fit = Fit(epochs=1, learning_rate=2.0)
+    rates = [fit.rate(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == 2.0
+    assert rates[-1] == pytest.approx(2.0 / 90)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+# -- the choice of a recipe ---------------------------------------------------------------------
+
+
+def tried(name: str, accuracy: float, log_loss: float, share: float = 1.0) -> Tried:
+    return Tried(name=name, share=share, accuracy=accuracy, log_loss=log_loss, seconds=1.0)
+
+
+def test_accuracy_decides_and_log_loss_where_it_cannot() -> None:
+    one, other = tried("one", 0.90, 0.5), tried("other", 0.89, 0.4)
+    assert best_of([one, other], 10_000) == one
+    assert best_of([one, other], 100) == other
+
+
+def test_what_was_stopped_early_is_not_chosen() -> None:
+    """A short run at a low rate looks better than it is."""
+    early, whole = tried("early", 0.95, 0.1, share=0.3), tried("whole", 0.90, 0.5)
+    assert best_of([early, whole], 100) == whole
+    assert best_of([early], 100) == early
+
+
+def test_a_budget_too_short_for_one_fit_is_refused_in_words() -> None:
+    config = FinetuneConfig(minutes=1.0)
+    with pytest.raises(ConfigError, match=r"1 minutes is too short: one fit on 6,400 .* 5.0 min"):
+        budget_s(config, 6400, step_s=1.0)
+    assert budget_s(config, 6400, step_s=0.1) == pytest.approx(30)
+    assert budget_s(FinetuneConfig(), 6400, step_s=1.0) == float("inf")

@@ -1,34 +1,19 @@
 """A fit that goes on from a checkpoint is the fit that was never interrupted, to the last bit."""
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from ray.train import Checkpoint
-from torch import distributed
-from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from cluster.errors import DataError, TrainingError
-from tests.encoders import make_tiny_bert
-from train_jobs.resume import HISTORY, Retries, Stage, on_worker
-from train_jobs.training import (
-    Fit,
-    PlateauTrainer,
-    TokenRows,
-    accuracy,
-    arguments,
-    in_turn,
-    seed_everything,
-)
+from train_jobs.resume import HISTORY, NoBoard, Retries, Stage, on_worker
+from train_jobs.training import Batch, Fit, TokenRows, in_turn, seed_everything, train
 
 ROWS, CLASSES, WORDS = 96, 3, 50
 NEVER_S, ALWAYS_S = 1e9, 0.0
-TIMES = ("_runtime", "_per_second")
 
 
 class _Tied(torch.nn.Module):
@@ -42,122 +27,90 @@ class _Tied(torch.nn.Module):
         self.drop = torch.nn.Dropout(0.2)
         self.head = torch.nn.Linear(8 + WORDS, CLASSES)
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        hidden = self.drop(self.words(input_ids)).mean(dim=1)
+    def loss_of_rows(self, batch: Batch) -> torch.Tensor:
+        """Of the words alone, whatever a row is padded to."""
+        seen = batch["attention_mask"][..., None].float()
+        hidden = (self.words(batch["input_ids"]) * seen).sum(dim=1) / seen.sum(dim=1)
         logits = self.head(torch.cat([hidden, self.again(hidden)], dim=-1))
-        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+        return torch.nn.functional.cross_entropy(logits, batch["labels"])
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        hidden = self.drop(self.words(batch["input_ids"])).mean(dim=1)
+        logits = self.head(torch.cat([hidden, self.again(hidden)], dim=-1))
+        return torch.nn.functional.cross_entropy(logits, batch["labels"])
 
 
 class _Shelf(Stage):
     """Keeps every checkpoint in a folder; Ray Train keeps the last one."""
 
     def __init__(self, shelf: Path, every_s: float, kept: Path | None = None) -> None:
-        super().__init__(_NoBoard(), every_s, kept)
+        super().__init__(NoBoard(), every_s, kept)
         self.shelf = shelf
 
     def keep(self, folder: Path, step: int) -> None:
-        shutil.copytree(folder, self.shelf / f"{len(self.histories)}-{step:03d}")
-        self.wrote(step)
+        shutil.copytree(folder, self.shelf / f"{self.fit}-{step:03d}")
 
 
-class _NoBoard:
-    """Nobody watches."""
-
-    @property
-    def put(self) -> "_NoBoard":
-        return self
-
-    def remote(self, *_: Any) -> None: ...
-
-
-@dataclass
-class _Done:
-    stage: _Shelf
-    weights: dict[str, torch.Tensor]
-    figures: dict[str, float]
-    rates: list[float]
-
-
-def _timeless(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if not any(t in name for t in TIMES)}
-
-
-def _history(stage: Stage) -> list[list[dict[str, float]]]:
-    return [[_timeless(row) for row in rows] for rows in stage.histories]
-
-
-@pytest.fixture(scope="module")
-def collator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataCollatorWithPadding]:
-    """A tokenizer that pads, in a process group of one, as Ray Train makes it."""
-    folder = make_tiny_bert(tmp_path_factory.mktemp("encoder"))
-    group = (folder / "group").as_uri()
-    distributed.init_process_group("gloo", init_method=group, rank=0, world_size=1)
-    yield DataCollatorWithPadding(AutoTokenizer.from_pretrained(folder))
-    distributed.destroy_process_group()
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def _assert_same(one: _Done, other: _Done) -> None:
-    assert all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
-    assert one.figures == other.figures
-    assert one.rates == other.rates
-    assert _history(one.stage) == _history(other.stage)
-
-
-def _rows(seed: int) -> TokenRows:
-    made = torch.Generator().manual_seed(seed)
+def _rows() -> TokenRows:
+    made = torch.Generator().manual_seed(1)
     lengths = torch.randint(2, 9, (ROWS,), generator=made).tolist()
     ids = [torch.randint(1, WORDS, (n,), generator=made).tolist() for n in lengths]
-    return TokenRows(ids, labels=torch.randint(0, CLASSES, (ROWS,), generator=made).tolist())
+    labels = torch.randint(0, CLASSES, (ROWS,), generator=made).numpy()
+    return TokenRows(ids, {"labels": labels})
 
 
-def _train(collator: DataCollatorWithPadding, scratch: Path, stage: _Shelf) -> _Done:
-    """Two fits on noise, so that validation soon gets worse: the rate is cut, and it stops."""
+def _train(stage: _Shelf) -> dict[str, torch.Tensor]:
+    """Two fits on noise, the second of two epochs and a half."""
     seed_everything(1)
     model = _Tied()
-    fits = in_turn(
-        ROWS, 1, Fit(epochs=2, learning_rate=1e-2),
-        Fit(epochs=9, learning_rate=3e-2, patience_epochs=4),
-    )  # fmt: skip
-    figures: dict[str, float] = {}
-    rates: list[float] = []
+    fits = in_turn(ROWS, 1, Fit(epochs=2, learning_rate=1e-2), Fit(epochs=2.5, learning_rate=3e-2))
     for fit in fits:
-        trainer = PlateauTrainer(
-            model=model, args=arguments(fit, scratch, 1), train_dataset=_rows(1),
-            eval_dataset=_rows(2), data_collator=collator, compute_metrics=accuracy,
-            fit=fit, stage=stage,
-        )  # fmt: skip
-        figures = trainer.train_to_best()
-        rates = [row["learning_rate"] for row in trainer.state.log_history if "loss" in row]
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    return _Done(stage, weights, _timeless(figures), rates)
+        train(model, _rows(), fit, model.loss, stage=stage, seed=1, pad=0)
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_a_fit_goes_on_from_any_epoch_as_if_nothing_had_happened(
-    collator: DataCollatorWithPadding, tmp_path: Path
-) -> None:
-    undisturbed = _train(collator, tmp_path, _Shelf(tmp_path / "none", NEVER_S))
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], value) for name, value in other.items())
+
+
+def test_a_fit_goes_on_from_any_epoch_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    alone = _Shelf(tmp_path / "none", NEVER_S)
+    undisturbed = _train(alone)
     assert not (tmp_path / "none").exists()
-    assert undisturbed.stage.resumed_at_step is None
-    assert 5 <= len(undisturbed.rates) < 9, "the second fit must stop early"
+    assert alone.resumed_at_step is None
 
-    watched = _train(collator, tmp_path, _Shelf(tmp_path / "shelf", ALWAYS_S))
+    shelf = _Shelf(tmp_path / "shelf", ALWAYS_S)
+    assert _same(_train(shelf), undisturbed)
     # Nothing is written before anything has happened, nor after the end, where the result follows.
     kept = sorted((tmp_path / "shelf").iterdir())
-    assert [folder.name for folder in kept] == [
-        "0-003", *(f"1-{3 * epoch:03d}" for epoch in range(len(undisturbed.rates)))
-    ]  # fmt: skip
-    _assert_same(watched, undisturbed)
+    assert [folder.name for folder in kept] == ["0-003", "1-000", "1-003", "1-006"]
+    assert shelf.histories == alone.histories
 
-    for at, step in ((0, 3), (1, 6), (4, 15), (-1, 6 + 3 * (len(kept) - 2))):
-        shelf = tmp_path / f"from {kept[at].name}"
-        again = _train(collator, tmp_path, _Shelf(shelf, ALWAYS_S, kept[at]))
-        assert again.stage.resumed_at_step == step
-        _assert_same(again, undisturbed)
-        left = sorted(path.name for path in shelf.iterdir()) if shelf.exists() else []
+    for at, step in ((0, 3), (1, 6), (2, 9), (3, 12)):
+        again = _Shelf(tmp_path / f"from {kept[at].name}", ALWAYS_S, kept[at])
+        assert _same(_train(again), undisturbed)
+        assert again.resumed_at_step == step
+        assert again.histories == alone.histories
+        left = sorted(path.name for path in again.shelf.iterdir()) if again.shelf.exists() else []
         assert left == [path.name for path in kept[at:][1:]], "each is written once"
+
+
+def test_a_batch_run_in_parts_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound on memory changes no gradient: parts are weighed by their rows."""
+    rows, steps = _rows(), Fit(epochs=1, learning_rate=1e-2)
+
+    def trained(tokens: int) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr("train_jobs.training._CPU_TOKENS", tokens)
+        seed_everything(1)
+        model = _Tied()
+        model.drop.p = 0.0
+        train(model, rows, steps, model.loss_of_rows, stage=Stage(NoBoard(), NEVER_S), seed=1,
+              pad=0)  # fmt: skip
+        return dict(model.state_dict())
+
+    whole, split = trained(10_000), trained(20)
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, atol=1e-6, rtol=1e-4)
 
 
 def test_a_figure_from_before_a_fit_is_measured_once(tmp_path: Path) -> None:
@@ -174,11 +127,11 @@ def test_a_stage_whose_worker_died_after_its_result_was_brought_is_not_run_again
         "train_jobs.resume.get_checkpoint", lambda: Checkpoint.from_directory(str(tmp_path))
     )
     (tmp_path / HISTORY).write_text("{}")
-    on_worker({"loop": ran.append, "board": _NoBoard(), "checkpoint_every_s": NEVER_S})
+    on_worker({"loop": ran.append, "board": NoBoard(), "checkpoint_every_s": NEVER_S})
     assert not ran
 
     monkeypatch.setattr("train_jobs.resume.get_checkpoint", lambda: None)
-    on_worker({"loop": ran.append, "board": _NoBoard(), "checkpoint_every_s": NEVER_S, "seed": 1})
+    on_worker({"loop": ran.append, "board": NoBoard(), "checkpoint_every_s": NEVER_S, "seed": 1})
     assert [(config["seed"], config["stage"].kept) for config in ran] == [(1, None)]
 
 

@@ -1,0 +1,490 @@
+"""Stage 3: an encoder and the `train` split -> where fine-tuning starts, and at which rate.
+
+A rate that was chosen on one data set does not carry over to another. So a linear probe of the
+encoder makes the first head (probe.py), and a few candidates, plain recipes among them, race
+against each other in short fits on the user's own rows: successive halving (Li et al. 2020, "A
+System for Massively Parallel Hyperparameter Tuning") by Ray Tune. They are judged on a tenth of
+`train`, held out by content hash: by accuracy, and of those within one standard error of the best
+by calibrated log-loss. The fit that follows learns from that tenth too.
+"""
+
+import gc
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F  # noqa: N812 - the field's own name for it
+
+from cluster.bundles import TOKENIZER
+from cluster.errors import ConfigError, TrainingError
+from cluster.files import new_folder, read_json, write_json
+from cluster.progress import Report, relayed, silent
+from cluster.settings import Settings
+from cluster.tracking import log_stage
+from serve_app.classifier import softmax
+from serve_app.text import TextTokenizer
+from train_jobs import probe
+from train_jobs.calibrate import fit_temperature
+from train_jobs.data import Dataset, load_dataset
+from train_jobs.encoders import load_classifier, max_tokens, new_head, parts_of, save_tokenizer
+from train_jobs.resume import NoBoard, Stage
+from train_jobs.training import (
+    Batch,
+    Compute,
+    Fit,
+    Loss,
+    TokenRows,
+    features_of,
+    fit_resources,
+    forward,
+    holdout,
+    peak_memory_mb,
+    predict,
+    seed_everything,
+    set_threads,
+    train,
+)
+
+RECIPE: Final = "recipe.json"
+_START: Final = "start"
+_TIMED_STEPS: Final = 3
+_NEVER_S: Final = 1e9
+_RETRIES: Final = 2  # a trial only ever dies with its worker
+_TUNE_ENV: Final = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nobody reads CSV or TensorBoard logs of a trial
+    "RAY_TUNE_CALLBACKS": "ray.tune.logger.JsonLoggerCallback",  # Tune would import all of MLflow
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to fine-tune.
+
+    `head` is where it starts: a linear probe of the encoder, or random weights, as plain
+    fine-tuning does. `epochs` None: as many as `FinetuneConfig` gives.
+    """
+
+    learning_rate: float
+    head: Literal["probe", "new"] = "probe"
+    batch_size: int = 64
+    epochs: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{'plain' if self.head == 'new' else 'probed'}, {self.learning_rate:g}"
+
+
+def plain(learning_rate: float) -> Candidate:
+    """What everybody would try first."""
+    return Candidate(learning_rate=learning_rate, head="new", batch_size=32, epochs=3.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How the cloud model is fitted, and what competes for it.
+
+    `epochs` None: 3, or as many as `min_steps` take, 20 at most: few rows make few steps, and few
+    steps can end on a plateau (Mosbach et al., "On the Stability of Fine-tuning BERT", 2021).
+    A `learning_rate` that is given is not raced for. `minutes` bounds race and fit together.
+    """
+
+    learning_rate: float | None = None
+    epochs: float | None = None
+    min_steps: int = 250
+    batch_size: int = 64
+    minutes: float | None = None
+    candidates: tuple[Candidate, ...] = (
+        Candidate(learning_rate=1e-4),
+        Candidate(learning_rate=3e-4),
+        Candidate(learning_rate=4e-5),
+        plain(3e-4),
+        plain(1e-4),
+        plain(5e-5),
+    )
+    race_epochs: float = 0.5
+    race_steps: tuple[int, int] = (30, 120)  # at least, at most
+
+    def fit(self, candidate: Candidate, rows: int, workers: int = 1) -> Fit:
+        """The whole fit of a candidate, on so many rows."""
+        fit = Fit(epochs=1.0, learning_rate=candidate.learning_rate,
+                  batch_size=candidate.batch_size)  # fmt: skip
+        enough = ceil(self.min_steps / fit.steps_of_epoch(rows, workers))
+        epochs = candidate.epochs or self.epochs
+        return replace(fit, epochs=epochs or float(max(_EPOCHS, min(enough, _MOST_EPOCHS))))
+
+    def race(self, candidate: Candidate, rows: int) -> Fit:
+        """The short fit that it races in; its rate falls to zero as the whole fit's does."""
+        fit = self.fit(candidate, rows)
+        each = fit.steps_of_epoch(rows)
+        least, most = self.race_steps
+        steps = min(max(self.race_epochs * each, least), most, fit.epochs * each)
+        return replace(fit, epochs=steps / each)
+
+
+_EPOCHS: Final = 3
+_MOST_EPOCHS: Final = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What a candidate reached on the held-out rows. `share` of its short fit was run."""
+
+    name: str
+    share: float
+    accuracy: float
+    log_loss: float  # calibrated: at the temperature that these rows ask for
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The chosen candidate, and what it was chosen from. `start` is a classifier to begin with."""
+
+    chosen: Candidate
+    tried: tuple[Tried, ...]
+    rows: int  # held out
+    start: Path
+    figures: Mapping[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """For model cards and run files."""
+        return {
+            "chosen": asdict(self.chosen),
+            "rows": self.rows,
+            "tried": [asdict(item) for item in self.tried],
+            "figures": dict(self.figures),
+        }
+
+
+def load(folder: Path) -> Recipe:
+    """What `run` left in a folder."""
+    made = read_json(folder / RECIPE)
+    tried = tuple(Tried(**item) for item in made["tried"])
+    return Recipe(Candidate(**made["chosen"]), tried, made["rows"], folder / _START,
+                  made["figures"])  # fmt: skip
+
+
+# ---- judging ------------------------------------------------------------------------------------
+
+
+def judged(logits: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Accuracy and calibrated log-loss of logits (n, classes) against labels (n,)."""
+    temperature = fit_temperature(logits, labels)
+    said = softmax(logits, temperature)[np.arange(len(labels)), labels]
+    return {
+        "accuracy": float((logits.argmax(-1) == labels).mean()),
+        "log_loss": float(-np.log(np.maximum(said, 1e-12)).mean()),
+    }
+
+
+def best_of(tried: Sequence[Tried], rows: int) -> Tried:
+    """Of those within one standard error of the best accuracy, the one with the least log-loss.
+
+    A candidate that was stopped early is out, unless none came to the end.
+    """
+    furthest = max(item.share for item in tried)
+    ended = [item for item in tried if item.share == furthest]
+    best = max(item.accuracy for item in ended)
+    error = sqrt(best * (1 - best) / rows)
+    return min(
+        (item for item in ended if item.accuracy >= best - error),
+        key=lambda item: (item.log_loss, item.name),
+    )
+
+
+# ---- on the workers -----------------------------------------------------------------------------
+
+
+def label_loss(model: Any) -> Loss:
+    """Cross-entropy on `labels`."""
+
+    def loss(batch: Batch) -> torch.Tensor:
+        logits = forward(model, batch).logits.float()
+        return F.cross_entropy(logits, batch["labels"].to(logits.device))
+
+    return loss
+
+
+def freeze_words(model: Any) -> None:
+    """Word embeddings are half of all weights, and a few thousand messages teach them little."""
+    model.get_input_embeddings().weight.requires_grad = False
+
+
+def token_rows(dataset: Dataset, source: str) -> tuple[TokenRows, list[str]]:
+    """The `train` split as an encoder reads it, and its keys."""
+    tokenizer = TextTokenizer.from_file(Path(source) / TOKENIZER, max_tokens(source))
+    texts, labels = dataset.labelled("train")
+    keys = [row.key for row in dataset.read("train")]
+    return TokenRows(tokenizer.encode(texts), {"labels": np.array(labels)}), keys
+
+
+def _probed(
+    encoder: str, dataset_path: str, folder: str, config: FinetuneConfig, seed: int, board: Any
+) -> dict[str, float]:
+    """Writes `race` and `start`, classifiers whose heads are probes on the fitted and on all rows.
+
+    Returns: how good the first is on the held-out rows, and what a step of a fit takes.
+    """
+    set_threads()
+    seed_everything(seed)
+    dataset = load_dataset(Path(dataset_path))
+    rows, keys = token_rows(dataset, encoder)
+    labels = rows.columns["labels"]
+    model = load_classifier(encoder, dataset.labels)
+    board.put.remote(0, 3, "features")
+    features = features_of(model, rows.ids)
+    fitted, held = holdout(keys)
+    activation = parts_of(model, 1).pooled_activation
+    found: dict[str, float] = {}
+    for name, which in (("race", fitted), (_START, list(range(len(keys))))):
+        board.put.remote(1 if name == "race" else 2, 3, "probe")
+        made = probe.fit(features[which], labels[which], len(dataset.labels), activation)
+        made.put_into(model)
+        model.save_pretrained(Path(folder) / name)
+        save_tokenizer(encoder, Path(folder) / name)
+        if name == "race":
+            found = judged(made.logits(features[held]), labels[held])
+    step_s = _step_s(model, rows, config, seed) if config.minutes is not None else 0.0
+    return {**found, "rows": float(len(held)), "step_s": step_s,
+            "peak_memory_mb": peak_memory_mb()}  # fmt: skip
+
+
+def _step_s(model: Any, rows: TokenRows, config: FinetuneConfig, seed: int) -> float:
+    """Seconds of a step, on all CPUs: of a few, the quickest half."""
+    freeze_words(model)
+    took: list[float] = []
+    last = time.monotonic()
+
+    def watch(step: int) -> None:
+        nonlocal last
+        took.append(time.monotonic() - last)
+        last = time.monotonic()
+
+    steps = Fit(epochs=1.0, learning_rate=0.0, batch_size=config.batch_size)
+    few = replace(steps, epochs=_TIMED_STEPS / steps.steps_of_epoch(len(rows)))
+    train(model, rows, few, label_loss(model), stage=Stage(NoBoard(), _NEVER_S), seed=seed,
+          pad=model.config.pad_token_id, watch=watch)  # fmt: skip
+    return float(np.median(took))
+
+
+def _trial(
+    point: dict[str, Any],
+    *,
+    start: str,
+    dataset_path: str,
+    config: FinetuneConfig,
+    seed: int,
+    board: Any,
+) -> None:
+    """One candidate's short fit; reports at a third and at the end. Runs on a Ray worker."""
+    from ray.tune import report
+
+    begun = time.monotonic()
+    gc.collect()  # the model of the trial before, which refers to itself
+    set_threads()
+    seed_everything(seed)
+    candidate = config.candidates[point["candidate"]]
+    dataset = load_dataset(Path(dataset_path))
+    rows, keys = token_rows(dataset, start)
+    fitted, held = holdout(keys)
+    model = load_classifier(start, dataset.labels)
+    pad = model.config.pad_token_id
+    if candidate.head == "new":
+        new_head(model)
+    freeze_words(model)
+    part = rows.only(fitted)
+    fit = config.race(candidate, len(part))
+    steps = fit.steps(len(part))
+    rungs = {ceil(steps / 3): 1, steps: 2}
+    judged_ids, truth = [rows.ids[i] for i in held], rows.columns["labels"][held]
+
+    def watch(step: int) -> None:
+        if step + 1 in rungs:
+            logits = predict(model, judged_ids, pad, lambda output: output.logits)
+            model.train()
+            number = 2 * point["candidate"] + rungs[step + 1]
+            board.put.remote(number, 2 * len(config.candidates), f"race: {candidate.name}")
+            report({**judged(logits, truth), "rung": rungs[step + 1], "share": (step + 1) / steps,
+                    "seconds": time.monotonic() - begun,
+                    "peak_memory_mb": peak_memory_mb()})  # fmt: skip
+
+    train(model, part, fit, label_loss(model), stage=Stage(NoBoard(), _NEVER_S), seed=seed,
+          pad=pad, watch=watch)  # fmt: skip
+
+
+# ---- on the driver ------------------------------------------------------------------------------
+
+
+def run(
+    config: FinetuneConfig,
+    dataset: Dataset,
+    encoder: Path,
+    out: Path,
+    *,
+    settings: Settings,
+    compute: Compute,
+    report: Report = silent,
+) -> Recipe:
+    """Makes the first head, and races for the rate; `out/start` is where the fit begins.
+
+    Raises:
+        ConfigError: the budget of minutes is too short for one fit.
+        TrainingError: every trial failed.
+    """
+    import ray
+
+    cpus, gpus = fit_resources(compute)
+    with new_folder(out) as folder, relayed(report) as board:
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(_probed)
+        first: dict[str, float] = ray.get(
+            task.remote(str(encoder), str(dataset.path), str(folder), config, settings.seed, board)
+        )
+        tried: tuple[Tried, ...] = (
+            Tried(name="probe alone", share=0.0, accuracy=first["accuracy"],
+                  log_loss=first["log_loss"], seconds=0.0),
+        )  # fmt: skip
+        left_s = budget_s(config, dataset.rows["train"], first["step_s"])
+        peak = 0.0
+        if config.learning_rate is None and left_s > 0:
+            found, peak = _race(config, dataset, folder / "race", left_s, settings, board)
+            tried += found
+        shutil.rmtree(folder / "race")
+        figures = {
+            "probe_accuracy": first["accuracy"],
+            "probe_log_loss": first["log_loss"],
+            "validation_rows": first["rows"],
+            "peak_memory_mb": max(peak, first["peak_memory_mb"]),
+        }
+        rows = int(first["rows"])
+        recipe = Recipe(_chosen(config, tried[1:], rows), tried, rows, out / _START, figures)
+        write_json(folder / RECIPE, recipe.summary())
+    log_stage(
+        settings, "recipe",
+        params={"chosen": recipe.chosen.name, "budget_minutes": config.minutes},
+        metrics=figures, files=[out / RECIPE], tags={"dataset": dataset.fingerprint},
+    )  # fmt: skip
+    return recipe
+
+
+def budget_s(config: FinetuneConfig, rows: int, step_s: float) -> float:
+    """Seconds that are left for the race once the fit has its share; infinite without a budget.
+
+    Raises:
+        ConfigError: not even the fit fits in.
+    """
+    if config.minutes is None:
+        return float("inf")
+    fit = config.fit(Candidate(learning_rate=1e-4, batch_size=config.batch_size), rows)
+    fit_s = fit.steps(rows) * step_s
+    if fit_s > config.minutes * 60:
+        raise ConfigError(
+            f"A budget of {config.minutes:g} minutes is too short: one fit on {rows:,} rows takes "
+            f"about {fit_s / 60:.1f} minutes here. Give --minutes {ceil(fit_s / 60) + 1} or more, "
+            "or fewer --epochs."
+        )
+    return config.minutes * 60 - fit_s
+
+
+def _chosen(config: FinetuneConfig, tried: Sequence[Tried], rows: int) -> Candidate:
+    if config.learning_rate is not None:
+        return Candidate(learning_rate=config.learning_rate, batch_size=config.batch_size)
+    if not tried:  # the budget had no room for a race
+        return config.candidates[0]
+    name = best_of(tried, rows).name
+    return next(one for one in config.candidates if one.name == name)
+
+
+def _race(
+    config: FinetuneConfig,
+    dataset: Dataset,
+    start: Path,
+    left_s: float,
+    settings: Settings,
+    board: Any,
+) -> tuple[tuple[Tried, ...], float]:
+    """Every candidate's last word, in their order, and the peak memory of a trial in MB."""
+    from ray.tune import (
+        FailureConfig,
+        RunConfig,
+        TuneConfig,
+        Tuner,
+        grid_search,
+        with_parameters,
+        with_resources,
+    )
+    from ray.tune.schedulers import ASHAScheduler
+
+    storage, name = settings.home / "ray", f"recipe-{uuid.uuid4().hex[:8]}"
+    trainable = with_resources(
+        with_parameters(
+            _trial, start=str(start), dataset_path=str(dataset.path), config=config,
+            seed=settings.seed, board=board,
+        ),
+        {"cpu": 1},
+    )  # fmt: skip
+    try:
+        with _quiet():
+            results = Tuner(
+                trainable,
+                param_space={"candidate": grid_search(list(range(len(config.candidates))))},
+                tune_config=TuneConfig(
+                    metric="log_loss",
+                    mode="min",
+                    scheduler=ASHAScheduler(
+                        time_attr="rung", max_t=2, grace_period=1, reduction_factor=2
+                    ),
+                    time_budget_s=None if left_s == float("inf") else left_s,
+                    reuse_actors=True,
+                    trial_dirname_creator=_folder_name,
+                ),
+                run_config=RunConfig(
+                    name=name,
+                    storage_path=str(storage),
+                    verbose=0,
+                    failure_config=FailureConfig(max_failures=_RETRIES),
+                ),
+            ).fit()
+    finally:
+        shutil.rmtree(storage / name, ignore_errors=True)
+    last = [results[i] for i in range(len(results))]
+    found = {
+        one.config["candidate"]: one.metrics
+        for one in last
+        if one.config and one.metrics and "accuracy" in one.metrics
+    }
+    if not found and results.num_errors:
+        raise TrainingError(f"Every trial of the race failed: {results.errors[0]}")
+    tried = tuple(
+        Tried(
+            name=config.candidates[number].name,
+            **{key: float(found[number][key]) for key in ("share", "accuracy", "log_loss",
+                                                          "seconds")},
+        )
+        for number in sorted(found)
+    )  # fmt: skip
+    return tried, max((float(one["peak_memory_mb"]) for one in found.values()), default=0.0)
+
+
+def _folder_name(trial: Any) -> str:
+    return f"trial-{trial.trial_id}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _TUNE_ENV}
+    os.environ.update(_TUNE_ENV)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
