@@ -8,7 +8,8 @@ tried and what each gave: docs/edge-model.md.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -48,6 +49,7 @@ from train_jobs.training import (
     finish,
     fit_on_ray,
     forward,
+    placed,
     predict,
     seed_everything,
     set_threads,
@@ -56,6 +58,8 @@ from train_jobs.training import (
 from train_jobs.vocabulary import cost, save, trim, trim_embedding
 
 _NO_LABEL: Final = -100
+_EPOCHS: Final = 12
+_MOST_EPOCHS: Final = 40
 _WEIGHED_MESSAGES: Final = 512  # that tell which neurons matter
 
 
@@ -64,6 +68,7 @@ class DistillConfig:
     """`soft_share` weighs the teacher's logits against the labels.
 
     An epoch is as many messages as the transfer set has, before `copies` of each are added.
+    `epochs` None: 12, or as many as `min_steps` take, 40 at most.
     """
 
     layers: int = 3
@@ -71,11 +76,19 @@ class DistillConfig:
     vocabulary: int = 18_000  # pieces at the most
     embedding_bits: Literal[8, 4] = 4  # it is rounded before it is learned with, and then held
     copies: int = 2  # varied ones of each message
-    epochs: float = 9.0
+    epochs: float | None = None
+    min_steps: int = 600
     learning_rate: float = 3e-4
     batch_size: int = 64
     temperature: float = 2.0
     soft_share: float = 0.7
+
+    def fit(self, messages: int, workers: int = 1) -> Fit:
+        """On so many messages, and their copies; its epochs are of both."""
+        fit = Fit(epochs=1.0, learning_rate=self.learning_rate, batch_size=self.batch_size)
+        enough = ceil(self.min_steps / fit.steps_of_epoch(messages, workers))
+        epochs = self.epochs or max(_EPOCHS, min(enough, _MOST_EPOCHS))
+        return replace(fit, epochs=epochs / (1 + self.copies))
 
 
 def evenly_spaced(layers: int, of: int) -> list[int]:
@@ -191,15 +204,14 @@ def loop(config: dict[str, Any]) -> None:
     tokenizer = TextTokenizer.from_file(scratch / TOKENIZER, whole.max_tokens)
     columns = {"labels": np.array(labels + [_NO_LABEL] * len(extra)), "teacher": taught}
     rows = TokenRows(tokenizer.encode(texts + extra), columns)
-    fit = Fit(epochs=distill.epochs / (1 + distill.copies), learning_rate=distill.learning_rate,
-              batch_size=distill.batch_size)  # fmt: skip
+    fit = distill.fit(len(texts), placed()[1])
     train(student, rows, fit, loss_of(student, distill), stage=config["stage"],
           seed=config["seed"], pad=student.config.pad_token_id)  # fmt: skip
     figures = {
         **_agreement(teacher, student, dataset.texts("tune"), whole, tokenizer),
         "transfer_rows": float(len(rows)),
         "vocabulary": float(len(vocabulary.kept)),
-        "epochs": distill.epochs,
+        "epochs": fit.epochs * (1 + distill.copies),
         **asdict(cost(whole.tokenizer, vocabulary, dataset.texts("calibration"))),
     }
     finish(config["stage"], student, str(scratch), figures)

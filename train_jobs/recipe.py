@@ -13,9 +13,10 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -59,6 +60,9 @@ RECIPE: Final = "recipe.json"
 _START: Final = "start"
 _TIMED_STEPS: Final = 3
 _NEVER_S: Final = 1e9
+_FIRST_SHARE: Final = 1 / 3  # of the short fit, after which most candidates are out
+_KEPT: Final = 3  # one in so many goes on
+_LEAST_KEPT: Final = 2
 _RETRIES: Final = 2  # a trial only ever dies with its worker
 _TUNE_ENV: Final = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nobody reads CSV or TensorBoard logs of a trial
@@ -112,7 +116,7 @@ class FinetuneConfig:
         plain(5e-5),
     )
     race_epochs: float = 0.5
-    race_steps: tuple[int, int] = (30, 120)  # at least, at most
+    race_steps: tuple[int, int] = (60, 120)  # at least, at most: a short race flatters low rates
 
     def fit(self, candidate: Candidate, rows: int, workers: int = 1) -> Fit:
         """The whole fit of a candidate, on so many rows."""
@@ -278,18 +282,13 @@ def _step_s(model: Any, rows: TokenRows, config: FinetuneConfig, seed: int) -> f
 
 
 def _trial(
-    point: dict[str, Any],
-    *,
-    start: str,
-    dataset_path: str,
-    config: FinetuneConfig,
-    seed: int,
+    given: dict[str, Any], *, start: str, dataset_path: str, config: FinetuneConfig, seed: int,
     board: Any,
-) -> None:
-    """One candidate's short fit; reports at a third and at the end. Runs on a Ray worker."""
+) -> None:  # fmt: skip
+    """One candidate's short fit, or its first share; judged at the end. Runs on a Ray worker."""
     from ray.tune import report
 
-    begun = time.monotonic()
+    begun, point = time.monotonic(), given["point"]
     gc.collect()  # the model of the trial before, which refers to itself
     set_threads()
     seed_everything(seed)
@@ -303,23 +302,12 @@ def _trial(
         new_head(model)
     freeze_words(model)
     part = rows.only(fitted)
-    fit = config.race(candidate, len(part))
-    steps = fit.steps(len(part))
-    rungs = {ceil(steps / 3): 1, steps: 2}
-    judged_ids, truth = [rows.ids[i] for i in held], rows.columns["labels"][held]
-
-    def watch(step: int) -> None:
-        if step + 1 in rungs:
-            logits = predict(model, judged_ids, pad, lambda output: output.logits)
-            model.train()
-            number = 2 * point["candidate"] + rungs[step + 1]
-            board.put.remote(number, 2 * len(config.candidates), f"race: {candidate.name}")
-            report({**judged(logits, truth), "rung": rungs[step + 1], "share": (step + 1) / steps,
-                    "seconds": time.monotonic() - begun,
-                    "peak_memory_mb": peak_memory_mb()})  # fmt: skip
-
-    train(model, part, fit, label_loss(model), stage=Stage(NoBoard(), _NEVER_S), seed=seed,
-          pad=pad, watch=watch)  # fmt: skip
+    board.put.remote(point["done"], point["of"], f"race: {candidate.name}")
+    train(model, part, config.race(candidate, len(part)), label_loss(model),
+          stage=Stage(NoBoard(), _NEVER_S), seed=seed, pad=pad, share=point["share"])  # fmt: skip
+    logits = predict(model, [rows.ids[i] for i in held], pad, lambda output: output.logits)
+    report({**judged(logits, rows.columns["labels"][held]), "share": point["share"],
+            "seconds": time.monotonic() - begun, "peak_memory_mb": peak_memory_mb()})  # fmt: skip
 
 
 # ---- on the driver ------------------------------------------------------------------------------
@@ -413,36 +401,54 @@ def _race(
     board: Any,
 ) -> tuple[tuple[Tried, ...], float]:
     """Every candidate's last word, in their order, and the peak memory of a trial in MB."""
-    from ray.tune import (
-        FailureConfig,
-        RunConfig,
-        TuneConfig,
-        Tuner,
-        grid_search,
-        with_parameters,
-        with_resources,
-    )
-    from ray.tune.schedulers import ASHAScheduler
+    run = partial(_trial, start=str(start), dataset_path=str(dataset.path), config=config,
+                  seed=settings.seed, board=board)  # fmt: skip
+    found: dict[int, dict[str, float]] = {}
+    racing, begun = list(range(len(config.candidates))), time.monotonic()
+    kept = max(_LEAST_KEPT, ceil(len(racing) / _KEPT))
+    of = len(racing) + kept
+    for share in (_FIRST_SHARE, 1.0):
+        spent_s = time.monotonic() - begun
+        if spent_s >= left_s:
+            break
+        points = [
+            {"candidate": number, "share": share, "done": len(found) * (share == 1.0) + i, "of": of}
+            for i, number in enumerate(racing)
+        ]
+        found |= _rung(run, points, left_s - spent_s, settings)
+        racing = sorted(found, key=lambda number: found[number]["log_loss"])
+        racing = sorted(racing[:kept])
+    tried = tuple(
+        Tried(
+            name=config.candidates[number].name,
+            **{key: float(found[number][key]) for key in ("share", "accuracy", "log_loss",
+                                                          "seconds")},
+        )
+        for number in sorted(found)
+    )  # fmt: skip
+    return tried, max((one["peak_memory_mb"] for one in found.values()), default=0.0)
+
+
+def _rung(
+    trial: Callable[[dict[str, Any]], None],
+    points: Sequence[dict[str, Any]],
+    left_s: float,
+    settings: Settings,
+) -> dict[int, dict[str, float]]:
+    """Candidate -> figures, of those that came to the end of this rung in time.
+
+    Raises:
+        TrainingError: a trial failed.
+    """
+    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, grid_search, with_resources
 
     storage, name = settings.home / "ray", f"recipe-{uuid.uuid4().hex[:8]}"
-    trainable = with_resources(
-        with_parameters(
-            _trial, start=str(start), dataset_path=str(dataset.path), config=config,
-            seed=settings.seed, board=board,
-        ),
-        {"cpu": 1},
-    )  # fmt: skip
     try:
         with _quiet():
             results = Tuner(
-                trainable,
-                param_space={"candidate": grid_search(list(range(len(config.candidates))))},
+                with_resources(trial, {"cpu": 1}),
+                param_space={"point": grid_search(list(points))},
                 tune_config=TuneConfig(
-                    metric="log_loss",
-                    mode="min",
-                    scheduler=ASHAScheduler(
-                        time_attr="rung", max_t=2, grace_period=1, reduction_factor=2
-                    ),
                     time_budget_s=None if left_s == float("inf") else left_s,
                     reuse_actors=True,
                     trial_dirname_creator=_folder_name,
@@ -456,23 +462,14 @@ def _race(
             ).fit()
     finally:
         shutil.rmtree(storage / name, ignore_errors=True)
-    last = [results[i] for i in range(len(results))]
-    found = {
-        one.config["candidate"]: one.metrics
-        for one in last
+    if results.num_errors:
+        raise TrainingError(f"A trial of the race for a recipe failed: {results.errors[0]}")
+    every = [results[i] for i in range(len(results))]
+    return {
+        one.config["point"]["candidate"]: dict(one.metrics)
+        for one in every
         if one.config and one.metrics and "accuracy" in one.metrics
     }
-    if not found and results.num_errors:
-        raise TrainingError(f"Every trial of the race failed: {results.errors[0]}")
-    tried = tuple(
-        Tried(
-            name=config.candidates[number].name,
-            **{key: float(found[number][key]) for key in ("share", "accuracy", "log_loss",
-                                                          "seconds")},
-        )
-        for number in sorted(found)
-    )  # fmt: skip
-    return tried, max((float(one["peak_memory_mb"]) for one in found.values()), default=0.0)
 
 
 def _folder_name(trial: Any) -> str:

@@ -250,6 +250,7 @@ def train(
     seed: int,
     pad: int,
     watch: Callable[[int], None] | None = None,
+    share: float = 1.0,
 ) -> None:
     """Fits what may be trained of a model, in place. On several workers gradients are averaged.
 
@@ -258,6 +259,7 @@ def train(
         stage: a fit that had ended before the checkpoint which it goes on from is skipped.
         pad: the token that fills short rows.
         watch: told of each step, counted from 0, after it was made.
+        share: of the steps that are made; the rates are those of the whole fit.
     """
     if stage.skips():
         return
@@ -269,12 +271,13 @@ def train(
     steps, each = fit.steps(len(rows), workers), fit.steps_of_epoch(len(rows), workers)
     history = _History(stage, fit, steps)
     begun = stage.take_up(model, optimizer, history, fit.first_step)
-    for epoch in range(begun, ceil(steps / each)):
+    last = ceil(steps * share)
+    for epoch in range(begun, ceil(last / each)):
         stage.write_if_due(model, optimizer, history, epoch, epoch * each)
         seed_everything(hash((seed, stage.fit, epoch, rank)) % 2**32)
         dice = random.Random(f"{seed}/{stage.fit}/{epoch}")  # noqa: S311 - no secret hangs on it
         order = batches(lengths, fit.batch_size, dice)
-        for number in range(min(each, steps - epoch * each)):
+        for number in range(min(each, last - epoch * each)):
             step = epoch * each + number
             batch = order[(number * workers + rank) % len(order)]
             seen = _step(trained, optimizer, rows, batch, lengths, loss, pad, workers,

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -20,9 +19,6 @@ _TIMED_MESSAGES: Final = 300
 _FEEDBACK: Final = 100
 _ELSEWHERE: Final = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "FIRSTLINE_RAY_ADDRESS")
 _DEMO_ROWS: Final = 7000
-_DEMO_EPOCHS: Final = 7.0
-_DEMO_MORE_DISTILLATION: Final = 3.0
-_DEMO_DAPT_EPOCHS: Final = 1.0
 # Scoring a row costs a hundredth of training on it, and every row narrows the certificate.
 _DEMO_CERTIFY_SHARE: Final = 0.3
 commands = typer.Typer()
@@ -63,7 +59,7 @@ def _traffic(settings: Settings, url: str, texts: Sequence[str], labels: Sequenc
 @friendly
 def demo(
     rows: Annotated[int, typer.Option(min=1000, help="Sample messages.")] = _DEMO_ROWS,
-    epochs: Annotated[float, typer.Option(help="Of training, at most.")] = _DEMO_EPOCHS,
+    epochs: Annotated[float | None, typer.Option(help="Of training, at most.")] = None,
     risk: Annotated[float, typer.Option(help="Accuracy to give up.")] = 0.02,
 ) -> None:
     """Run everything once on sample messages: train, tune, serve, traffic, report.
@@ -86,15 +82,8 @@ def demo(
     samples = settings.home / "samples.csv"
     write_csv(samples, rows, settings.seed)
     with connected(settings):
-        config = configure(
-            data=samples,
-            epochs=epochs,
-            dapt_epochs=_DEMO_DAPT_EPOCHS,
-            certify_share=_DEMO_CERTIFY_SHARE,
-        )
-        # The student has more to learn than the few steps of so small a run would teach it.
-        longer = replace(config.distill, epochs=epochs + _DEMO_MORE_DISTILLATION)
-        run(replace(config, distill=longer), settings)
+        config = configure(data=samples, epochs=epochs, certify_share=_DEMO_CERTIFY_SHARE)
+        run(config, settings)
         figures = tuned(settings, TuneConfig(limits=Limits(risk=risk)))
     release = fetch_release(settings, figures.release)
     promote(settings, release.id)

@@ -45,7 +45,11 @@ def made(
     given = configure(data=folder / "messages.csv", base=str(base), epochs=2, dapt_epochs=1)
     student = replace(given.distill, layers=2, vocabulary=BUDGET, copies=1, learning_rate=2e-3)
     config = replace(
-        given, finetune=replace(given.finetune, learning_rate=2e-3), distill=student, limits=WIDE
+        given,
+        finetune=replace(given.finetune, learning_rate=2e-3),
+        distill=student,
+        limits=WIDE,
+        compress=replace(given.compress, min_agreement=0.7),  # it is unsure of its answers
     )
     return request.param, run(config, settings)
 

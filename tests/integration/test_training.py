@@ -25,6 +25,7 @@ from cluster.registry import fetch_bundle
 from cluster.settings import Settings, load_settings
 from cluster.tracking import EXPERIMENT, client
 from serve_app.classifier import OnnxClassifier
+from serve_app.cpu import has_all
 from tests.encoders import make_tiny_bert
 from train_jobs import dapt, distill, finetune, recipe
 from train_jobs.compress import PARITY, Variant
@@ -67,7 +68,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     write_csv(folder / "messages.csv", ROWS, seed=1)
     given = configure(
         data=folder / "messages.csv", base=str(make_tiny_bert(folder / "encoder")),
-        epochs=5, dapt_epochs=2, student_layers=2,
+        epochs=15, dapt_epochs=2, student_layers=2,
     )  # fmt: skip
     # A random encoder of this size wants a higher rate, and more steps, than a pre-trained one.
     return replace(
@@ -75,6 +76,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
         dapt=replace(given.dapt, learning_rate=1e-3),
         finetune=replace(given.finetune, candidates=RATES, batch_size=16),
         distill=replace(given.distill, learning_rate=2e-3, batch_size=16),
+        compress=replace(given.compress, min_agreement=0.7),  # it is unsure of its answers
         limits=WIDE,
     )
 
@@ -128,7 +130,7 @@ def test_adapting_to_the_domain_lowers_perplexity(result: PipelineResult) -> Non
 
 @pytest.mark.parametrize(
     ("role", "names"),
-    [("edge", {"fp32", *(recipe.name for recipe in RECIPES)}), ("cloud", {"fp32"})],
+    [("edge", {"fp32", *(r.name for r in RECIPES if has_all(r.needs))}), ("cloud", {"fp32"})],
 )
 def test_the_parity_report_has_every_variant_and_none_minds_its_company(
     result: PipelineResult, role: str, names: set[str]

@@ -22,10 +22,11 @@ from serve_app.cpu import has_all
 from serve_app.text import TextTokenizer
 from tests.encoders import make_tiny_bert
 from train_jobs import ngrams, served
-from train_jobs.domain import features_of, fit
-from train_jobs.encoders import save_tokenizer
+from train_jobs.domain import fit
+from train_jobs.encoders import save_tokenizer, trained_classifier
 from train_jobs.quantize import RECIPES, Recipe, in_blocks, quantize, quantize_tables, rounded
 from train_jobs.samples import generate
+from train_jobs.training import features_of
 
 Bits = Literal[8, 4]
 TEXTS = [sample.text for sample in generate(60, seed=4)]
@@ -175,7 +176,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
     model = BertForSequenceClassification(config).eval()
     model.save_pretrained(folder / "model")
     read = TextTokenizer.from_file(folder / TOKENIZER, 128).encode(TEXTS)
-    features = features_of(model, read)
+    features = features_of(trained_classifier(folder / "model"), read, exact=True)
     source = folder / "fp32.onnx"
     labels = np.arange(len(TEXTS)) % 3
     domain, seconds = fit(features, labels, features), ngrams.fit(read, labels.tolist(), 5)
