@@ -182,7 +182,11 @@ def load(folder: Path) -> Recipe:
 
 
 def judged(logits: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy and calibrated log-loss of logits (n, classes) against labels (n,)."""
+    """Accuracy and calibrated log-loss of logits (n, classes) against labels (n,).
+
+    A fit that diverged says nothing of any class.
+    """
+    logits = np.nan_to_num(logits, posinf=0.0, neginf=0.0)
     temperature = fit_temperature(logits, labels)
     said = softmax(logits, temperature)[np.arange(len(labels)), labels]
     return {

@@ -20,7 +20,7 @@ from train_jobs.distill import evenly_spaced
 from train_jobs.encoders import MINILM, check_base, layer_count, max_tokens, resolve_base
 from train_jobs.pipeline import configure, parse
 from train_jobs.quantize import RECIPES
-from train_jobs.recipe import FinetuneConfig, Tried, best_of, budget_s
+from train_jobs.recipe import FinetuneConfig, Tried, best_of, budget_s, judged
 from train_jobs.training import Fit, batches, cpus_per_worker, holdout, in_turn, parts
 
 
@@ -387,3 +387,11 @@ def test_a_budget_too_short_for_one_fit_is_refused_in_words() -> None:
         budget_s(config, 6400, step_s=1.0)
     assert budget_s(config, 6400, step_s=0.1) == pytest.approx(30)
     assert budget_s(FinetuneConfig(), 6400, step_s=1.0) == float("inf")
+
+
+def test_a_fit_that_diverged_is_judged_like_a_guess() -> None:
+    """NaN is neither more nor less than another figure, so it would stand anywhere in an order."""
+    broken = np.full((4, 2), np.nan)
+    found = judged(broken, np.array([0, 0, 1, 1]))
+    assert found["accuracy"] == 0.5
+    assert found["log_loss"] == pytest.approx(np.log(2))
