@@ -18,6 +18,9 @@ import pytest
 from tests.encoders import make_tiny_bert
 from train_jobs.samples import write_csv
 
+# A pair is trained behind the first test.
+pytestmark = pytest.mark.timeout(600)
+
 FIRSTLINE = str(Path(sys.executable).parent / "firstline")
 
 
@@ -31,7 +34,7 @@ class Shell:
 
     def run(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [FIRSTLINE, *words], env=self._env, capture_output=True, text=True, timeout=280
+            [FIRSTLINE, *words], env=self._env, capture_output=True, text=True, timeout=560
         )
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr

@@ -17,6 +17,9 @@ from train_jobs.gate import GateLimits
 from train_jobs.pipeline import PipelineResult, configure, run
 from train_jobs.samples import write_csv
 
+# Five Ray stages stand behind the first test.
+pytestmark = pytest.mark.timeout(600)
+
 MAKERS = {"distilbert": make_tiny_distilbert, "roberta": make_tiny_roberta}
 BUDGET = 600  # pieces of 800
 # A random encoder of this size learns less than words alone tell.
