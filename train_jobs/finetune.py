@@ -56,8 +56,8 @@ def run(
 ) -> Trained:
     """Fine-tunes; `out` is a folder in Hugging Face's layout, label names in its config.
 
-    Its figures hold what the recipe reached on the rows that it was chosen on, before they were
-    learned from.
+    Its figures hold what the chosen recipe reached in the race, on rows that it had not learned
+    from; without a race, what its first head did.
     """
     last = (
         recipe.tried[-1]

@@ -2,8 +2,10 @@
 
 A rate that was chosen on one data set does not carry over to another. So a linear probe of the
 encoder makes the first head (probe.py), and a few candidates, plain recipes among them, race
-against each other in short fits on the user's own rows: successive halving (Li et al. 2020, "A
-System for Massively Parallel Hyperparameter Tuning") by Ray Tune. They are judged on a tenth of
+against each other in short fits on the user's own rows: successive
+halving (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
+Optimization") on Ray Tune, its rungs in step, so that the same rows and seed make the same choice.
+They are judged on a tenth of
 `train`, held out by content hash: by accuracy, and of those within one standard error of the best
 by calibrated log-loss. The fit that follows learns from that tenth too.
 """
@@ -268,7 +270,7 @@ def _probed(
 
 
 def _step_s(model: Any, rows: TokenRows, config: FinetuneConfig, seed: int) -> float:
-    """Seconds of a step, on all CPUs: of a few, the quickest half."""
+    """Seconds of a step, on all CPUs: the median of a few."""
     freeze_words(model)
     took: list[float] = []
     last = time.monotonic()
@@ -348,7 +350,7 @@ def run(
         left_s = budget_s(config, dataset.rows["train"], first["step_s"])
         peak = 0.0
         if config.learning_rate is None and left_s > 0:
-            found, peak = _race(config, dataset, folder / "race", left_s, settings, board)
+            found, peak = _race(config, dataset, folder / "race", left_s, gpus, settings, board)
             tried += found
         shutil.rmtree(folder / "race")
         figures = {
@@ -401,6 +403,7 @@ def _race(
     dataset: Dataset,
     start: Path,
     left_s: float,
+    gpus: int,
     settings: Settings,
     board: Any,
 ) -> tuple[tuple[Tried, ...], float]:
@@ -419,7 +422,7 @@ def _race(
             {"candidate": number, "share": share, "done": len(found) * (share == 1.0) + i, "of": of}
             for i, number in enumerate(racing)
         ]
-        found |= _rung(run, points, left_s - spent_s, settings)
+        found |= _rung(run, points, left_s - spent_s, gpus, settings)
         racing = sorted(found, key=lambda number: found[number]["log_loss"])
         racing = sorted(racing[:kept])
     tried = tuple(
@@ -437,6 +440,7 @@ def _rung(
     trial: Callable[[dict[str, Any]], None],
     points: Sequence[dict[str, Any]],
     left_s: float,
+    gpus: int,
     settings: Settings,
 ) -> dict[int, dict[str, float]]:
     """Candidate -> figures, of those that came to the end of this rung in time.
@@ -450,7 +454,7 @@ def _rung(
     try:
         with _quiet():
             results = Tuner(
-                with_resources(trial, {"cpu": 1}),
+                with_resources(trial, {"cpu": 1, "gpu": gpus}),
                 param_space={"point": grid_search(list(points))},
                 tune_config=TuneConfig(
                     time_budget_s=None if left_s == float("inf") else left_s,

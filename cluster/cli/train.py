@@ -60,6 +60,8 @@ def train(
     if as_json:
         print_json(result.summary())
         return
+    if not result.figures["dapt"]["adapted"]:
+        say("The base encoder was not adapted to the domain: docs/training.md says when that pays.")
     for check in result.checks:
         say(f"  {check}")
     for warning in result.edge.manifest.warnings:
