@@ -2,12 +2,12 @@
 
 The student takes layers of its teacher, evenly spaced from first to last, with the head (Sanh et
 al. 2019, "DistilBERT"), the weightiest half of each layer's feed-forward neurons, and the pieces of
-the vocabulary that the domain uses. It learns from the teacher's logits on the `dapt` text and on
-varied copies of it (a transfer set that needs no label), and from the labels of `train`. What was
+the vocabulary that the domain uses. It learns from the teacher's logits alone, on the `dapt` text
+and on varied copies of it, and from no label: noisy labels take it away from its teacher. What was
 tried and what each gave: docs/edge-model.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -57,18 +57,16 @@ from train_jobs.training import (
 )
 from train_jobs.vocabulary import cost, save, trim, trim_embedding
 
-_NO_LABEL: Final = -100
-_EPOCHS: Final = 12
+_EPOCHS: Final = 8
 _MOST_EPOCHS: Final = 40
 _WEIGHED_MESSAGES: Final = 512  # that tell which neurons matter
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """`soft_share` weighs the teacher's logits against the labels.
+    """An epoch is as many messages as the transfer set has, before `copies` of each are added.
 
-    An epoch is as many messages as the transfer set has, before `copies` of each are added.
-    `epochs` None: 12, or as many as `min_steps` take, 40 at most.
+    `epochs` None: 8, or as many as `min_steps` take, 40 at most.
     """
 
     layers: int = 3
@@ -81,7 +79,6 @@ class DistillConfig:
     learning_rate: float = 3e-4
     batch_size: int = 64
     temperature: float = 2.0
-    soft_share: float = 0.7
 
     def fit(self, messages: int, workers: int = 1) -> Fit:
         """On so many messages, and their copies; its epochs are of both."""
@@ -124,19 +121,13 @@ def check_vocabulary(config: DistillConfig, source: str, dataset: Dataset) -> No
     trim(tokenizer, dataset.texts("dapt"), config.vocabulary)
 
 
-def loss_of(model: torch.nn.Module, distill: DistillConfig) -> Loss:
-    """Hinton et al. 2015: KL to the teacher at a temperature, plus cross-entropy on the labels."""
-    heat, soft_share = distill.temperature, distill.soft_share
+def teacher_loss(model: torch.nn.Module, temperature: float) -> Loss:
+    """Hinton et al. 2015: Kullback-Leibler divergence from the teacher, both at a temperature."""
 
     def loss(batch: Batch) -> torch.Tensor:
-        logits = forward(model, batch).logits.float()
-        teacher, labels = (batch[name].to(logits.device) for name in ("teacher", "labels"))
-        soft = F.kl_div(
-            F.log_softmax(logits / heat, -1), F.softmax(teacher / heat, -1), reduction="batchmean"
-        )
-        known = labels != _NO_LABEL
-        hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
-        return soft_share * heat**2 * soft + (1 - soft_share) * hard
+        ours = F.log_softmax(forward(model, batch).logits.float() / temperature, -1)
+        theirs = F.softmax(batch["teacher"].to(ours.device) / temperature, -1)
+        return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean")
 
     return loss
 
@@ -146,16 +137,12 @@ def logits_of(model: Any, ids: Sequence[list[int]]) -> NDArray[np.float32]:
     return predict(model, ids, model.config.pad_token_id, lambda output: output.logits)
 
 
-def _transfer_set(dataset: Dataset) -> tuple[list[str], list[int]]:
-    """Texts and labels: `train`, and what `dapt` has beyond it, unlabelled."""
+def _transfer_set(dataset: Dataset) -> list[str]:
+    """`train`, and what `dapt` has beyond it."""
     train = dataset.read("train")
-    number: Mapping[str | None, int] = {label: i for i, label in enumerate(dataset.labels)}
     seen = {row.key for row in train}
     rows = train + [row for row in dataset.read("dapt") if row.key not in seen]
-    return (
-        [row.message.text for row in rows],
-        [number.get(row.label, _NO_LABEL) for row in rows],
-    )
+    return [row.message.text for row in rows]
 
 
 def _student(source: str, labels: Sequence[str], distill: DistillConfig, ids: list[list[int]],
@@ -189,7 +176,7 @@ def loop(config: dict[str, Any]) -> None:
     source = config["teacher"]
     dataset = load_dataset(Path(config["dataset"]))
     whole = TextTokenizer.from_file(Path(source) / TOKENIZER, max_tokens(source))
-    texts, labels = _transfer_set(dataset)
+    texts = _transfer_set(dataset)
     extra = varied(texts, distill.copies, config["seed"])
     read = whole.encode(texts + extra)
     teacher = load_classifier(source, dataset.labels)
@@ -202,11 +189,11 @@ def loop(config: dict[str, Any]) -> None:
     scratch = Path.cwd() / "student"
     save(vocabulary, source, scratch)
     tokenizer = TextTokenizer.from_file(scratch / TOKENIZER, whole.max_tokens)
-    columns = {"labels": np.array(labels + [_NO_LABEL] * len(extra)), "teacher": taught}
-    rows = TokenRows(tokenizer.encode(texts + extra), columns)
+    rows = TokenRows(tokenizer.encode(texts + extra), {"teacher": taught})
     fit = distill.fit(len(texts), placed()[1])
-    train(student, rows, fit, loss_of(student, distill), stage=config["stage"],
-          seed=config["seed"], pad=student.config.pad_token_id)  # fmt: skip
+    loss = teacher_loss(student, distill.temperature)
+    train(student, rows, fit, loss, stage=config["stage"], seed=config["seed"],
+          pad=student.config.pad_token_id)  # fmt: skip
     figures = {
         **_agreement(teacher, student, dataset.texts("tune"), whole, tokenizer),
         "transfer_rows": float(len(rows)),

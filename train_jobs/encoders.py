@@ -3,7 +3,8 @@
 This is the only file that knows where an architecture keeps its layers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +53,10 @@ _DISTILBERT_BLOCK: Final = {
     "narrow": "ffn.lin2",
     "norm": "output_layer_norm",
 }
+_ATTENTION_DROPOUT: Final = ("attention_probs_dropout_prob", "attention_dropout")
+_OTHER_DROPOUT: Final = (
+    "hidden_dropout_prob", "dropout", "seq_classif_dropout", "classifier_dropout",
+)  # fmt: skip
 # Of feed-forward blocks, as configurations name them: what served.py can write.
 ACTIVATIONS: Final = ("gelu", "gelu_new", "relu")
 
@@ -145,6 +150,29 @@ def new_head(model: Any) -> None:
     for layer in (parts.pooled, parts.classifier):
         nn.init.normal_(layer.weight, std=float(model.config.initializer_range))
         nn.init.zeros_(layer.bias)
+
+
+@contextmanager
+def only_trained(one: nn.Module, of: nn.Module) -> Iterator[None]:
+    """Freezes every other part of a module, for as long as one part is trained."""
+    own = {id(value) for value in one.parameters()}
+    others = [x for x in of.parameters() if x.requires_grad and id(x) not in own]
+    for value in others:
+        value.requires_grad = False
+    try:
+        yield
+    finally:
+        for value in others:
+            value.requires_grad = True
+
+
+@torch.no_grad()
+def averaged(models: Sequence[nn.Module]) -> Any:
+    """The first of some models of one shape, its weights the mean of all of theirs."""
+    first = models[0]
+    for value, *theirs in zip(*(model.parameters() for model in models), strict=True):
+        value.copy_(torch.stack([value, *theirs]).mean(0))
+    return first
 
 
 def trained_classifier(folder: Path) -> Any:
@@ -296,14 +324,20 @@ def keep_neurons(model: Any, weights: Sequence[torch.Tensor], width: int) -> Non
     setattr(model.config, _FEED_FORWARD[model.config.model_type][2], width)
 
 
-def without_dropout(model: Any) -> None:
-    """A student is held by its teacher's answers; on a CPU dropout is a tenth of its step."""
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout",
-                 "attention_dropout", "seq_classif_dropout", "classifier_dropout"):  # fmt: skip
+def without_dropout(model: Any, *, only_attention: bool = False) -> None:
+    """Turns dropout off, in place: all of it, or that of the attention's weights.
+
+    A student is held by its teacher's answers. In attention it slows a step and helps nothing that
+    was measured; that of hidden states helps on noisy labels (docs/training.md).
+    """
+    names = _ATTENTION_DROPOUT if only_attention else (*_ATTENTION_DROPOUT, *_OTHER_DROPOUT)
+    for name in names:
         if getattr(model.config, name, None) is not None:
             setattr(model.config, name, 0.0)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
+    for path, module in model.named_modules():
+        # Below the attention, but for what it writes in the end, which is a hidden state.
+        attention = "attention" in path and "attention.output" not in path
+        if isinstance(module, nn.Dropout) and (attention or not only_attention):
             module.p = 0.0
         if hasattr(module, "dropout_prob"):  # what attention kernels are told
             module.dropout_prob = 0.0

@@ -1,22 +1,26 @@
 """Stage 4: a first head, a recipe and the `train` split -> the cloud classifier (Ray Train).
 
-All of `train` is learned from, the tenth too that the recipe was chosen on; the last weights are
-kept, at which the rate is zero. Where it starts and at which rate: recipe.py.
+All of `train` is learned from, the tenth too that the recipe was chosen on. Two fits from one start
+differ in the order of rows and in dropout only, and the mean of their last weights is better than
+either (Wortsman et al. 2022, "Model soups"). Where they start and at which rate: recipe.py.
 """
 
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from cluster.progress import Report, silent
 from cluster.settings import Settings
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.encoders import load_classifier, new_head
-from train_jobs.recipe import FinetuneConfig, Recipe, freeze_words, label_loss, token_rows
+from train_jobs.encoders import averaged, only_trained
+from train_jobs.recipe import FinetuneConfig, Recipe, label_loss, made_ready, token_rows
 from train_jobs.training import (
     Compute,
     Trained,
     finish,
     fit_on_ray,
+    in_turn,
     placed,
     seed_everything,
     set_threads,
@@ -32,14 +36,18 @@ def loop(config: dict[str, Any]) -> None:
     source, stage = config["start"], config["stage"]
     candidate = config["candidate"]
     dataset = load_dataset(Path(config["dataset"]))
-    model = load_classifier(source, dataset.labels)
-    if candidate.head == "new":
-        new_head(model)
-    freeze_words(model)
     rows, _ = token_rows(dataset, source)
-    fit = finetune.fit(candidate, len(rows), placed()[1])
-    train(model, rows, fit, label_loss(model), stage=stage, seed=config["seed"],
-          pad=model.config.pad_token_id)  # fmt: skip
+    workers = placed()[1]
+    fit = finetune.fit(candidate, len(rows), workers)
+    models = [made_ready(source, dataset.labels, candidate) for _ in range(candidate.fits)]
+    # One module, so that a checkpoint during the second fit holds what the first one made.
+    together = nn.ModuleList(models)
+    for model, turn in zip(models, in_turn(len(rows), workers, *[fit] * len(models)), strict=True):
+        loss = label_loss(model, candidate.smoothing)
+        with only_trained(model, together):
+            train(together, rows, turn, loss, stage=stage, seed=config["seed"],
+                  pad=model.config.pad_token_id)  # fmt: skip
+    model = averaged(models)
     figures = {"epochs": fit.epochs, "learning_rate": fit.learning_rate, "rows": float(len(rows))}
     finish(stage, model, source, {**figures, **config["chosen_on"]})
 

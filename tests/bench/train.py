@@ -30,8 +30,8 @@ from cluster.settings import load_settings
 from serve_app.text import TextTokenizer
 from tests.bench.rows import publish, row
 from train_jobs.data import DataConfig, build
-from train_jobs.encoders import load_classifier, resolve_base, save_tokenizer
-from train_jobs.recipe import freeze_words, label_loss
+from train_jobs.encoders import resolve_base, save_tokenizer
+from train_jobs.recipe import Candidate, label_loss, made_ready
 from train_jobs.resume import NoBoard, Stage
 from train_jobs.samples import write_csv
 from train_jobs.training import Fit, TokenRows, has_bf16, seed_everything, train
@@ -50,13 +50,14 @@ def tokens_per_s(
 def _ours(
     way: str, ids: Sequence[list[int]], labels: Sequence[int], names: Sequence[str], steps: int
 ) -> float:
-    model = load_classifier(resolve_base("minilm"), names)
-    freeze_words(model)
+    candidate = Candidate(learning_rate=1e-4)
+    model = made_ready(resolve_base("minilm"), names, candidate)
     fit = Fit(epochs=1, learning_rate=1e-4, batch_size=_BATCH[way])
     rows = TokenRows(ids, {"labels": np.array(labels)})
     few = rows.only(range(min(len(rows), steps * fit.batch_size)))
     start = time.perf_counter()
-    train(model, few, fit, label_loss(model), stage=Stage(NoBoard(), 1e9), seed=0,
+    loss = label_loss(model, candidate.smoothing)
+    train(model, few, fit, loss, stage=Stage(NoBoard(), 1e9), seed=0,
           pad=model.config.pad_token_id)  # fmt: skip
     return sum(map(len, few.ids)) / (time.perf_counter() - start)
 

@@ -170,7 +170,7 @@ def test_the_pair_is_registered_and_can_be_taken_up(
         ("dapt", "masked_share", "perplexity_after", "dapt-curves.png"),
         ("recipe", "chosen", "probe_accuracy", "recipe.json"),
         ("finetune", "min_steps", "validation_accuracy", "finetune-curves.png"),
-        ("distill", "soft_share", "teacher_agreement", "distill-curves.png"),
+        ("distill", "temperature", "teacher_agreement", "distill-curves.png"),
         ("compress", "best", "p50_ms", "parity.png"),
         ("calibrate-edge", "temperature", "ece_after", "reliability.png"),
         ("calibrate-cloud", "temperature", "ece_before", "reliability.png"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AlbertConfig, AutoModelForSequenceClassification, GPT2Config
 
 from cluster.errors import ConfigError
@@ -243,6 +244,27 @@ def test_without_dropout_training_is_deterministic(
     model.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path).train()
     assert torch.equal(logits(again, inputs), logits(again, inputs))
+
+
+@every_kind
+@every_attention
+def test_dropout_of_the_attention_alone_can_be_turned_off(
+    bases: dict[str, Path], kind: str, attention: str
+) -> None:
+    model = classifier(bases[kind], attention).train()
+    hidden = {name: module.p for name, module in model.named_modules()
+              if isinstance(module, nn.Dropout)}  # fmt: skip
+    without_dropout(model, only_attention=True)
+    off = {name for name, module in model.named_modules()
+           if isinstance(module, nn.Dropout) and module.p == 0.0}  # fmt: skip
+    assert off == {name for name in hidden if name.endswith(("self.dropout", "attention.dropout"))}
+    assert off
+    inputs = batch(model, 12, 7, 3)
+    assert not torch.equal(logits(model, inputs), logits(model, inputs))
+    for module in model.modules():  # what is left is not in the attention
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    assert torch.equal(logits(model, inputs), logits(model, inputs))
 
 
 # -- which bases can be used --------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from ray.train import Checkpoint
 
 from cluster.errors import DataError, TrainingError
+from train_jobs.encoders import averaged, only_trained
 from train_jobs.resume import HISTORY, NoBoard, Retries, Stage, on_worker
 from train_jobs.training import Batch, Fit, TokenRows, in_turn, seed_everything, train
 
@@ -93,6 +94,31 @@ def test_a_fit_goes_on_from_any_epoch_as_if_nothing_had_happened(tmp_path: Path)
         assert again.histories == alone.histories
         left = sorted(path.name for path in again.shelf.iterdir()) if again.shelf.exists() else []
         assert left == [path.name for path in kept[at:][1:]], "each is written once"
+
+
+def test_fits_that_are_averaged_go_on_too(tmp_path: Path) -> None:
+    """A worker that dies in the second fit must not lose the first one's weights."""
+
+    def made(stage: _Shelf) -> dict[str, torch.Tensor]:
+        seed_everything(1)
+        models = [_Tied(), _Tied()]
+        together = torch.nn.ModuleList(models)
+        models[1].load_state_dict(models[0].state_dict())
+        for model in models:
+            with only_trained(model, together):
+                train(together, _rows(), Fit(epochs=2, learning_rate=1e-2), model.loss, stage=stage,
+                      seed=1, pad=0)  # fmt: skip
+        assert not _same(models[0].state_dict(), models[1].state_dict()), "one is not the other"
+        assert all(value.requires_grad for value in together.parameters())
+        return dict(averaged(models).state_dict())
+
+    undisturbed = made(_Shelf(tmp_path / "none", NEVER_S))
+    shelf = _Shelf(tmp_path / "shelf", ALWAYS_S)
+    assert _same(made(shelf), undisturbed)
+    kept = sorted((tmp_path / "shelf").iterdir())
+    assert [folder.name[0] for folder in kept] == ["0", "1", "1"]
+    for folder in kept:
+        assert _same(made(_Shelf(tmp_path / f"from {folder.name}", NEVER_S, folder)), undisturbed)
 
 
 def test_a_batch_run_in_parts_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
