@@ -57,7 +57,7 @@ from train_jobs.training import (
 )
 from train_jobs.vocabulary import cost, save, trim, trim_embedding
 
-_EPOCHS: Final = 8
+_EPOCHS: Final = 6
 _MOST_EPOCHS: Final = 40
 _WEIGHED_MESSAGES: Final = 512  # that tell which neurons matter
 
@@ -66,7 +66,7 @@ _WEIGHED_MESSAGES: Final = 512  # that tell which neurons matter
 class DistillConfig:
     """An epoch is as many messages as the transfer set has, before `copies` of each are added.
 
-    `epochs` None: 8, or as many as `min_steps` take, 40 at most.
+    `epochs` None: 6, or as many as `min_steps` take, 40 at most.
     """
 
     layers: int = 3

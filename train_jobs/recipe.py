@@ -123,7 +123,7 @@ class FinetuneConfig:
 
     learning_rate: float | None = None
     epochs: float | None = None
-    min_steps: int = 250
+    min_steps: int = 200
     batch_size: int = 64
     minutes: float | None = None
     candidates: tuple[Candidate, ...] = (
@@ -135,7 +135,7 @@ class FinetuneConfig:
         plain(5e-5),
     )
     race_epochs: float = 0.5
-    race_steps: tuple[int, int] = (60, 120)  # at least, at most: a short race flatters low rates
+    race_steps: tuple[int, int] = (45, 120)  # at least, at most: a short race flatters low rates
 
     def fit(self, candidate: Candidate, rows: int, workers: int = 1) -> Fit:
         """The whole fit of a candidate, on so many rows."""
@@ -218,7 +218,7 @@ def best_of(tried: Sequence[Tried], rows: int, default: str) -> Tried:
     """Of those within one standard error of the best accuracy, the default, or the least log-loss.
 
     A short fit flatters low rates: on Banking77 60 steps at 5e-5 end 0.4 points above as many at
-    2e-4, and whole fits 0.9 points below (docs/training.md). So the default, whose rate was found
+    2e-4, and 120 steps 0.4 points below (docs/training.md). So the default, whose rate was found
     on whole fits, has to be beaten by more than chance. A candidate that was stopped early is out,
     unless none came to the end.
     """
