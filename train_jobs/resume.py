@@ -21,6 +21,7 @@ from cluster.errors import FirstlineError, TrainingError
 
 HISTORY: Final = "history.json"  # a checkpoint that has one is the stage's result
 STATE: Final = "state.pt"
+_SHOWN_EVERY_S: Final = 0.5
 # What code raises again when it is run again. Not among them: the death of a worker, and what its
 # neighbours then see, which from gloo and NCCL is a RuntimeError.
 _FINAL: Final = (
@@ -51,6 +52,7 @@ class Stage:
             self._state = torch.load(kept / STATE, map_location="cpu", weights_only=True)
             self.histories, self.figures = self._state["histories"], self._state["figures"]
         self._every_s = every_s
+        self._shown_s = 0.0
         self._written, self._written_s = (0, 0), time.monotonic()
 
     def skips(self) -> bool:
@@ -71,8 +73,11 @@ class Stage:
         return self.figures[name]
 
     def show(self, done: int, total: int, epoch: int) -> None:
-        """To whoever watches."""
-        self.board.put.remote(done, total, f"epoch {epoch + 1}")
+        """To whoever watches, twice a second: each call wakes a process beside the training."""
+        now = time.monotonic()
+        if done == total or now - self._shown_s >= _SHOWN_EVERY_S:
+            self._shown_s = now
+            self.board.put.remote(done, total, f"epoch {epoch + 1}")
 
     def take_up(self, model: Any, optimizer: Any, history: Any, first_step: int) -> int:
         """The epoch at which a fit begins: 0, or that of the checkpoint, whose state it gets."""
