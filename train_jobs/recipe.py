@@ -315,7 +315,7 @@ def _step_s(
         took.append(time.monotonic() - last)
         last = time.monotonic()
 
-    steps = Fit(epochs=1.0, learning_rate=0.0, batch_size=config.batch_size)
+    steps = Fit(epochs=1.0, learning_rate=0.0, batch_size=candidate.batch_size)
     few = replace(steps, epochs=_TIMED_STEPS / steps.steps_of_epoch(len(rows)))
     loss = label_loss(model, candidate.smoothing)
     train(model, rows, few, loss, stage=Stage(NoBoard(), _NEVER_S), seed=seed,
