@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest_plugins = ["tests.redis_server"]
+pytest_plugins = ["tests.support.redis_server"]
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from scipy.optimize import minimize_scalar
 from cluster.bundles import Metric
 from cluster.settings import Settings
 from cluster.tracking import log_stage
-from serve_app.calibration import Reliability, reliability
-from serve_app.classifier import softmax
+from serve_app.model.classifier import softmax
+from serve_app.model.reliability import Reliability, reliability
 from train_jobs.compress import Compressed
 from train_jobs.data import Dataset
 

@@ -18,12 +18,12 @@ from scipy import stats
 
 from cluster.bundles import MODEL, MODEL_ANY, Role
 from cluster.files import read_json, write_text
-from serve_app.calibration import BINS
-from serve_app.cpu import cpu_flags
+from serve_app.model.cpu import cpu_flags
+from serve_app.model.reliability import BINS
 from train_jobs.calibrate import Calibrated
 from train_jobs.compress import PARITY, Compressed, Variant
 from train_jobs.data import SPLITS, Dataset
-from train_jobs.vocabulary import Cost
+from train_jobs.student.vocabulary import Cost
 
 CARD: Final = "MODEL_CARD.md"
 _SHOWN_LABELS: Final = 20

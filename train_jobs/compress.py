@@ -3,7 +3,8 @@
 In: a folder in Hugging Face's layout. Out: `<variant>.onnx` files, `parity.json`, `parity.png`,
 and the choice (edge): the smallest variant that agrees with fp32, is about as fast as the fastest,
 and gives the same answer alone and in company. The edge tells its distance from the domain too
-(domain.py), and what n-grams say of its answer (ngrams.py). The cloud stays fp32.
+(train_jobs/student/domain.py), and what n-grams say of its answer (train_jobs/student/ngrams.py).
+The cloud stays fp32.
 
 Parity is measured on `calibration`, so that the gate can judge the choice on other rows. Every
 variant is measured as it is served, one message per run; `batched_*` shows what sharing a run with
@@ -31,14 +32,15 @@ from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, silent
 from cluster.settings import Settings
 from cluster.tracking import log_stage
-from serve_app.classifier import OnnxScorer, softmax
-from serve_app.cpu import has_all
-from train_jobs import domain, ngrams, served
+from serve_app.model.classifier import OnnxScorer, softmax
+from serve_app.model.cpu import has_all
 from train_jobs.data import Dataset
-from train_jobs.encoders import max_tokens, trained_classifier
-from train_jobs.quantize import RECIPES, Recipe, quantize
-from train_jobs.resume import HISTORY
-from train_jobs.vocabulary import Cost
+from train_jobs.student import domain, ngrams
+from train_jobs.student import graph as served
+from train_jobs.student.quantize import RECIPES, Recipe, quantize
+from train_jobs.student.vocabulary import Cost
+from train_jobs.training.checkpoints import HISTORY
+from train_jobs.training.encoders import max_tokens, trained_classifier
 
 FP32: Final = "fp32"
 PARITY: Final = "parity.json"

@@ -32,10 +32,12 @@ from cluster.files import new_folder, write_json
 from cluster.progress import Report, silent
 from cluster.settings import Settings
 from cluster.tracking import log_stage
-from serve_app.text import TextTokenizer
+from serve_app.guard.prepare import TextTokenizer
 from train_jobs import probe
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.encoders import (
+from train_jobs.recipe import judged, token_rows
+from train_jobs.training.checkpoints import HISTORY
+from train_jobs.training.encoders import (
     load_classifier,
     max_tokens,
     parts_of,
@@ -43,9 +45,7 @@ from train_jobs.encoders import (
     save_tokenizer,
     vocabulary_logits,
 )
-from train_jobs.recipe import judged, token_rows
-from train_jobs.resume import HISTORY
-from train_jobs.training import (
+from train_jobs.training.trainer import (
     Batch,
     Compute,
     Fit,

@@ -3,10 +3,10 @@
     python -m train_jobs.data --data messages.csv --text-column text --label-column label
 
 In: files and the names of two columns. Out: a folder of `<split>.parquet` and `dataset.json`.
-Every text goes through `serve_app.text.prepare`, so personal data is masked before anything is
-trained on it. A row's split is decided by the hash of its content: adding rows moves no other row,
-and a row is in exactly one of train, calibration, tune, certify and test. `dapt` holds the text of
-`train` and of unlabelled files, never a row that something is judged on.
+Every text goes through `serve_app.guard.prepare.prepare`, so personal data is masked before
+anything is trained on it. A row's split is decided by the hash of its content: adding rows moves no
+other row, and a row is in exactly one of train, calibration, tune, certify and test. `dapt` holds
+the text of `train` and of unlabelled files, never a row that something is judged on.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, silent
 from cluster.settings import Settings, load_settings
 from serve_app.contracts import Message
-from serve_app.text import dedup_key, normalise, prepare
+from serve_app.guard.prepare import dedup_key, normalise, prepare
 
 SPLITS: Final = ("dapt", "train", "calibration", "tune", "certify", "test")
 MIN_ROWS_PER_CLASS: Final = 10

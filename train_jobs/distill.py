@@ -23,10 +23,12 @@ from cluster.bundles import TOKENIZER
 from cluster.errors import ConfigError
 from cluster.progress import Report, silent
 from cluster.settings import Settings
-from serve_app.text import TextTokenizer
-from train_jobs.augment import varied
+from serve_app.guard.prepare import TextTokenizer
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.encoders import (
+from train_jobs.student.augment import varied
+from train_jobs.student.quantize import rounded
+from train_jobs.student.vocabulary import cost, save, trim, trim_embedding
+from train_jobs.training.encoders import (
     feed_forward_width,
     keep_layers,
     keep_neurons,
@@ -38,8 +40,7 @@ from train_jobs.encoders import (
     pool_mean,
     without_dropout,
 )
-from train_jobs.quantize import rounded
-from train_jobs.training import (
+from train_jobs.training.trainer import (
     Batch,
     Compute,
     Fit,
@@ -55,7 +56,6 @@ from train_jobs.training import (
     set_threads,
     train,
 )
-from train_jobs.vocabulary import cost, save, trim, trim_embedding
 
 _EPOCHS: Final = 6
 _MOST_EPOCHS: Final = 40

@@ -13,9 +13,9 @@ from torch import nn
 from cluster.progress import Report, silent
 from cluster.settings import Settings
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.encoders import averaged, only_trained
 from train_jobs.recipe import FinetuneConfig, Recipe, label_loss, made_ready, token_rows
-from train_jobs.training import (
+from train_jobs.training.encoders import averaged, only_trained
+from train_jobs.training.trainer import (
     Compute,
     Trained,
     finish,

@@ -20,9 +20,9 @@ from cluster.errors import BundleError, ConfigError, GateError
 from cluster.registry import register_bundle
 from cluster.releases import store_bundle
 from cluster.settings import Settings
-from serve_app.classifier import OnnxClassifier
 from serve_app.contracts import Prediction
-from serve_app.cpu import has_all
+from serve_app.model.classifier import OnnxClassifier
+from serve_app.model.cpu import has_all
 from train_jobs import words
 from train_jobs.card import CARD, warned
 from train_jobs.compress import Compressed

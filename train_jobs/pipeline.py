@@ -23,16 +23,16 @@ from cluster.errors import ConfigError, FirstlineError
 from cluster.files import write_json
 from cluster.progress import Report, stage
 from cluster.settings import Settings, load_settings
-from serve_app.classifier import OnnxClassifier
+from serve_app.model.classifier import OnnxClassifier
 from train_jobs import calibrate, card, compress, dapt, data, distill, finetune, gate, recipe
 from train_jobs.compress import CompressConfig
 from train_jobs.dapt import DaptConfig
 from train_jobs.data import DataConfig
 from train_jobs.distill import DistillConfig
-from train_jobs.encoders import check_base
 from train_jobs.gate import GateLimits, read_limits
 from train_jobs.recipe import FinetuneConfig
-from train_jobs.training import Compute, Trained, holdout
+from train_jobs.training.encoders import check_base
+from train_jobs.training.trainer import Compute, Trained, holdout
 
 _GOLDEN_ROWS: Final = 8
 RUN: Final = "run.json"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train_jobs.encoders import parts_of
+from train_jobs.training.encoders import parts_of
 
 Floats = NDArray[np.float64]
 _INVERSE_PENALTY: Final = 0.4  # of features whose deviation is about a half

@@ -34,12 +34,13 @@ from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, relayed, silent
 from cluster.settings import Settings
 from cluster.tracking import log_stage
-from serve_app.classifier import softmax
-from serve_app.text import TextTokenizer
+from serve_app.guard.prepare import TextTokenizer
+from serve_app.model.classifier import softmax
 from train_jobs import probe
 from train_jobs.calibrate import fit_temperature
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.encoders import (
+from train_jobs.training.checkpoints import NoBoard, Stage
+from train_jobs.training.encoders import (
     load_classifier,
     max_tokens,
     new_head,
@@ -47,8 +48,7 @@ from train_jobs.encoders import (
     save_tokenizer,
     without_dropout,
 )
-from train_jobs.resume import NoBoard, Stage
-from train_jobs.training import (
+from train_jobs.training.trainer import (
     Batch,
     Compute,
     Fit,

@@ -5,8 +5,8 @@
 A message is a skeleton filled with clauses of one domain. Clauses come in pairs that share most of
 their words and differ in what they mean ("there was no fee" / "there was a fee"), and the skeletons
 say which of two opposite clauses prevails. So single words tell little, and order, negation and
-contrast tell a lot; tests/unit/test_samples.py measures how little. On top come typing errors, and
-a share of wrong labels and of invented personal data.
+contrast tell a lot; tests/unit/train_jobs/test_samples.py measures how little. On top come typing
+errors, and a share of wrong labels and of invented personal data.
 
 The same seed gives the same bytes; fewer rows are the beginning of more.
 """
@@ -28,7 +28,7 @@ from stdnum import iban, luhn
 
 from cluster.errors import ConfigError
 from cluster.files import write_text
-from serve_app.text import dedup_key
+from serve_app.guard.prepare import dedup_key
 
 
 class Sentiment(StrEnum):

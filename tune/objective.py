@@ -1,11 +1,12 @@
 """(policy, table, prices) -> Outcome; and every threshold of one shape of policy at once.
 
-Two paths, equal to the bit (tests/unit/test_objective.py):
+Two paths, equal to the bit (tests/unit/tune/test_objective.py):
     evaluate()  one policy, O(n)
     curve()     one shape (score, class margins, floor, rules), all of its n thresholds, O(n log n):
                 the rows are sorted by trust once, and cumulative sums give every count
 
-Only `serve_app.policy.trust` computes a score and only `fired` applies a rule, here as in service.
+Only `serve_app.decide.policy.trust` computes a score and only `fired` applies a rule, here as in
+service.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.contracts import RouteReason
-from serve_app.cost import Prices
-from serve_app.policy import RouterPolicy, Rules, fired, trust
-from serve_app.scores import Score
+from serve_app.decide.cost import Prices
+from serve_app.decide.policy import RouterPolicy, Rules, fired, trust
+from serve_app.decide.scores import Score
 from tune.replay import Bools, Floats, Ints, Table
 
 
@@ -60,8 +61,9 @@ class Shape(BaseModel):
 class FrontPoint(BaseModel):
     """A policy and what it does to the table that it was searched on.
 
-    `scorer` names what stands in the pool (scorers.py); None: a weighted score that the sweep made.
-    The outcome of a learned scorer is of its held-out column: no row judged a model that saw it.
+    `scorer` names what stands in the pool (tune/learned/pool.py); None: a weighted score that the
+    sweep made. The outcome of a learned scorer is of its held-out column: no row judged a model
+    that saw it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -25,20 +25,20 @@ from cluster.progress import silent
 from cluster.releases import REPORT, Release, create_release, identity_of
 from cluster.settings import Settings
 from cluster.tracking import log_stage
-from serve_app.classifier import OnnxClassifier
 from serve_app.contracts import Message
-from serve_app.cost import Prices
-from serve_app.explain import ALTERNATIVES
-from serve_app.policy import Rules
-from tune import search
-from tune.limits import Limits
-from tune.page import Disagreement, write
-from tune.pictures import draw
-from tune.recertify import USED, save_used
+from serve_app.decide.cost import Prices
+from serve_app.decide.explain import ALTERNATIVES
+from serve_app.decide.policy import Rules
+from serve_app.model.classifier import OnnxClassifier
+from tune.certificate.limits import Limits
+from tune.certificate.recertify import USED, save_used
+from tune.learned.pool import Scorer
 from tune.replay import COLUMNS, Table, load_table, replay, save_table
-from tune.report import Latency, Measured, PerTier, Report, build_report
-from tune.scorers import Scorer
+from tune.reporting.page import Disagreement, write
+from tune.reporting.pictures import draw
+from tune.reporting.report import Latency, Measured, PerTier, Report, build_report
 from tune.select import Selection, Wanted, check_classes, select
+from tune.sweep import search
 
 PICTURES: Final = "pictures.json"
 # Rows of a kept table that are scored again: signals are made by code, and code changes.

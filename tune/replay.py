@@ -26,8 +26,8 @@ from cluster.bundles import MODEL
 from cluster.errors import BundleError, DataError
 from cluster.progress import Report, silent
 from serve_app.contracts import Message, Prediction
-from serve_app.policy import BundlePins
-from serve_app.signals import SIGNALS, Evidence, signals
+from serve_app.decide.policy import BundlePins
+from serve_app.decide.signals import SIGNALS, Evidence, signals
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -45,7 +45,7 @@ _HEADER: Final = (
 
 
 class Classifier(Protocol):
-    """What replay needs of a model; `serve_app.classifier.OnnxClassifier` is one."""
+    """What replay needs of a model; `serve_app.model.classifier.OnnxClassifier` is one."""
 
     @property
     def labels(self) -> tuple[str, ...]: ...
@@ -63,7 +63,7 @@ class Classifier(Protocol):
 class Table:
     """One split as both models see it: n rows, labels as indices into `labels`.
 
-    `signals` has every name of `serve_app.signals.SIGNALS`. `fingerprint` is the dataset's.
+    `signals` has every name of `serve_app.decide.signals.SIGNALS`. `fingerprint` is the dataset's.
     """
 
     signals: Mapping[str, Floats]

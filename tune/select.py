@@ -22,11 +22,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import CertifyError, ConfigError
-from serve_app.cost import Prices
-from serve_app.explain import Alternative
-from serve_app.policy import RouterPolicy, Rules
-from tune.bounds import level
-from tune.certify import (
+from serve_app.decide.cost import Prices
+from serve_app.decide.explain import Alternative
+from serve_app.decide.policy import RouterPolicy, Rules
+from tune.certificate.bounds import level
+from tune.certificate.certify import (
     Certificate,
     alternatives,
     certificate,
@@ -35,12 +35,12 @@ from tune.certify import (
     require_rows,
     start_of,
 )
-from tune.classes import per_class
-from tune.counts import Counter, Counts
-from tune.limits import OPTION, Kind, Limits, observed, of_kind, passes
+from tune.certificate.classes import per_class
+from tune.certificate.counts import Counter, Counts
+from tune.certificate.limits import OPTION, Kind, Limits, observed, of_kind, passes
+from tune.learned.pool import Scorer
 from tune.objective import FrontPoint, Shape, curve
 from tune.replay import Bools, Floats, Ints, Table
-from tune.scorers import Scorer
 
 # Testing more thresholds costs nothing in confidence, only time and little edge share is left.
 MAX_STEPS: Final = 2000

@@ -43,8 +43,8 @@ def certify(
     Example: firstline certify --data new.parquet --max-risk 0.01
     """
     from cluster.registry import fetch_release
-    from serve_app.cost import Prices
-    from tune.recertify import check_bounded, limits_of, recertify
+    from serve_app.decide.cost import Prices
+    from tune.certificate.recertify import check_bounded, limits_of, recertify
 
     settings = load_settings()
     found = fetch_release(settings, release or which(settings))
@@ -78,7 +78,7 @@ def _unused(
 ) -> list[Any]:
     """The rows of a file that made nothing of the release."""
     from train_jobs.data import read_messages
-    from tune.recertify import require_unused, used_rows
+    from tune.certificate.recertify import require_unused, used_rows
 
     notes = Counter[str]()
     rows = read_messages(data, text_column, label_column, notes)
@@ -99,8 +99,8 @@ def _scored(release: Any, rows: Sequence[Any], name: str, wanted: Any, confidenc
     from cluster.bundles import load_bundle
     from cluster.files import sha256_json
     from cluster.progress import stage
-    from serve_app.classifier import OnnxClassifier
-    from tune.certify import require_rows
+    from serve_app.model.classifier import OnnxClassifier
+    from tune.certificate.certify import require_rows
     from tune.replay import replay
 
     require_rows(len(rows), name, wanted, confidence)
@@ -146,10 +146,10 @@ def replay(
 
     Example: firstline replay --policy candidate.json --since 7d
     """
-    from cluster.audit import parse_since
+    from cluster.audit.write import parse_since
     from cluster.registry import fetch_release
-    from tune import offline
-    from tune.logged import Served
+    from tune.off_policy import offline
+    from tune.off_policy.logged import Served
 
     settings = load_settings()
     candidate = offline.load_policy(policy)

@@ -34,7 +34,7 @@ def _free_port() -> int:
 
 def _raw_test(settings: Settings, samples: Path) -> tuple[list[str], list[str]]:
     """The test split as customers wrote it: a dataset holds masked text, traffic does not."""
-    from serve_app.text import prepare
+    from serve_app.guard.prepare import prepare
     from train_jobs.data import load_dataset
 
     raw = {prepare(text).text: text for text in read_texts(samples, "text", None)[0]}
@@ -44,7 +44,7 @@ def _raw_test(settings: Settings, samples: Path) -> tuple[list[str], list[str]]:
 
 def _traffic(settings: Settings, url: str, texts: Sequence[str], labels: Sequence[str]) -> float:
     """Real HTTP: the whole split in lists, feedback, then one by one; the accuracy seen."""
-    from serve_app.client import Firstline
+    from serve_app.client.client import Firstline
 
     with Firstline(url) as client:
         answers = client.classify(texts)
@@ -67,10 +67,10 @@ def demo(
     Example: firstline demo
     """
     from cluster.registry import fetch_release, promote
-    from serve_app import service
+    from serve_app.service import lifecycle as service
     from train_jobs.pipeline import configure, run
     from train_jobs.samples import write_csv
-    from tune.limits import Limits
+    from tune.certificate.limits import Limits
     from tune.release import TuneConfig, write_report
 
     for name in _ELSEWHERE:  # the demo is this machine's alone

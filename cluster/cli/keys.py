@@ -30,7 +30,7 @@ def keys_add(
 
     Example: firstline keys add crm --scope classify --scope feedback
     """
-    from serve_app.keys import FILE, KeyStore, Scope, new_key, now_utc
+    from serve_app.access.keys import FILE, KeyStore, Scope, new_key, now_utc
 
     if unknown := [word for word in scope if word not in set(Scope)]:
         raise ConfigError(f"--scope is {unknown[0]!r}; expected {', '.join(Scope)}.")
@@ -52,7 +52,7 @@ def keys_list(as_json: Json = False) -> None:
 
     Example: firstline keys list
     """
-    from serve_app.keys import FILE, KeyStore, now_utc
+    from serve_app.access.keys import FILE, KeyStore, now_utc
 
     found = KeyStore(load_settings().home / FILE).list()
     if as_json:
@@ -75,7 +75,7 @@ def keys_revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="Its id
 
     Example: firstline keys revoke 0123456789ab
     """
-    from serve_app.keys import FILE, KeyStore
+    from serve_app.access.keys import FILE, KeyStore
 
     key = KeyStore(load_settings().home / FILE).revoke(key_id)
     say(f"Key {key.id} of {key.name} is revoked.")

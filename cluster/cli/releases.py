@@ -41,7 +41,7 @@ def releases_list(as_json: Json = False) -> None:
 
 def _routed(settings: Settings) -> Any:
     """What the service that runs here is told; None without one."""
-    from serve_app.keeper import is_alive, read_info
+    from serve_app.service.process import is_alive, read_info
 
     info = read_info(settings)
     return info.routed if info and is_alive(info) else None
@@ -79,7 +79,7 @@ def releases_show(release: Annotated[str, typer.Argument(help="Its id.")]) -> No
     Example: firstline releases show r-0123456789
     """
     from cluster.registry import fetch_release
-    from tune.recertify import certificates
+    from tune.certificate.recertify import certificates
 
     found = fetch_release(load_settings(), release)
     made = {name: one.model_dump(mode="json") for name, one in certificates(found).items()}
@@ -89,7 +89,7 @@ def releases_show(release: Annotated[str, typer.Argument(help="Its id.")]) -> No
 
 def _move(settings: Settings, target: str, alias: Callable[[], Any]) -> None:
     """Moves a running service first, the alias after: the registry never names what is not up."""
-    from serve_app import service
+    from serve_app.service import lifecycle as service
 
     running = service.status(settings).running
     if running:
@@ -128,7 +128,7 @@ def releases_canary(
     Example: firstline releases canary r-0123456789 --share 0.1
     """
     from cluster.registry import fetch_release
-    from serve_app import service
+    from serve_app.service import lifecycle as service
 
     settings = load_settings()
     fetch_release(settings, release)
@@ -149,7 +149,7 @@ def releases_shadow(
     Example: firstline releases shadow r-0123456789
     """
     from cluster.registry import fetch_release
-    from serve_app import service
+    from serve_app.service import lifecycle as service
 
     if (release is None) != off:
         raise ConfigError("Give a release to see every message, or --off to end it, and not both.")
@@ -171,7 +171,7 @@ def releases_rollback() -> None:
     Example: firstline releases rollback
     """
     from cluster.registry import rollback, rollback_target
-    from serve_app import service
+    from serve_app.service import lifecycle as service
 
     settings = load_settings()
     routed = _routed(settings)

@@ -41,7 +41,7 @@ def report_of_release(settings: Settings, release_id: str | None) -> tuple[Any, 
     """The release asked for, or the champion, or the newest; and its report."""
     from cluster.registry import fetch_release
     from tune.release import report_of
-    from tune.report import Latency
+    from tune.reporting.report import Latency
 
     release = fetch_release(settings, release_id or which(settings))
     file = latency_file(settings, release.id)
@@ -109,11 +109,11 @@ def _promised(kind: str, promise: Any, certificate: Any) -> str:
 
 def worst(settings: Settings, release: Any) -> Any:
     """The worst disagreements on `test`, where the rows are on this machine; or none."""
-    from serve_app.policy import RouterPolicy
+    from serve_app.decide.policy import RouterPolicy
     from train_jobs.data import load_dataset
-    from tune.page import disagreements
     from tune.release import table_path
     from tune.replay import load_table
+    from tune.reporting.page import disagreements
 
     try:
         table = load_table(table_path(settings, release, "test"))

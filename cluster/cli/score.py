@@ -38,7 +38,7 @@ def score(
     Example: firstline score messages.parquet --out scored
     """
     from cluster.registry import fetch_release
-    from train_jobs.score import ScoreConfig, run
+    from train_jobs.scoring.score import ScoreConfig, run
 
     settings = load_settings()
     config = ScoreConfig(

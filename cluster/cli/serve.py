@@ -38,7 +38,7 @@ def serve(
     Example: firstline serve --port 8000
     """
     from cluster.registry import fetch_release, promote
-    from serve_app import service
+    from serve_app.service import lifecycle as service
 
     settings = load_settings()
     options = serve_config(config, host, port, allow_open)
@@ -59,7 +59,7 @@ def serve(
 def serve_config(file: Path | None, host: str, port: int, allow_open: bool = False) -> Any:
     from pydantic import ValidationError
 
-    from serve_app.config import ServeConfig
+    from serve_app.deploy.config import ServeConfig
 
     try:
         given = read_json(file) if file else {}
@@ -72,7 +72,7 @@ def serve_config(file: Path | None, host: str, port: int, allow_open: bool = Fal
 
 
 def _url(settings: Settings, url: str | None) -> str:
-    from serve_app import service
+    from serve_app.service import lifecycle as service
 
     if url:
         return url
@@ -85,7 +85,7 @@ def _url(settings: Settings, url: str | None) -> str:
 def read_texts(
     file: Path, text_column: str, label_column: str | None
 ) -> tuple[list[str], list[str]]:
-    from serve_app.text import normalise
+    from serve_app.guard.prepare import normalise
     from train_jobs.data import read_rows
 
     columns = [text_column, *([label_column] if label_column else [])]
@@ -115,8 +115,8 @@ def classify(
     Example: firstline classify "Where is my card?"
     """
     from cluster.files import write_text
-    from serve_app.client import Firstline
-    from serve_app.explain import lines
+    from serve_app.client.client import Firstline
+    from serve_app.decide.explain import lines
 
     if bool(texts) == bool(file):
         raise DataError("Give texts, or a file with --file, and not both.")
@@ -172,9 +172,9 @@ def explain(
     Example: firstline explain "Where is my card?"
     """
     from cluster.registry import fetch_release
-    from serve_app.client import Firstline
-    from serve_app.explain import lines
-    from serve_app.local import explain_locally
+    from serve_app.cascade.local import explain_locally
+    from serve_app.client.client import Firstline
+    from serve_app.decide.explain import lines
 
     settings = load_settings()
     if url is not None:
@@ -197,7 +197,7 @@ def status(as_json: Json = False) -> None:
 
     Example: firstline status
     """
-    from serve_app import service
+    from serve_app.service import lifecycle as service
 
     found = service.status(load_settings())
     if as_json:
@@ -220,7 +220,7 @@ def stop() -> None:
 
     Example: firstline stop
     """
-    from serve_app import service
+    from serve_app.service import lifecycle as service
 
     say("Stopped." if service.stop(load_settings()) else "No service was running.")
 
@@ -236,7 +236,7 @@ def compact(
     """
     from datetime import UTC, datetime, timedelta
 
-    from cluster.audit import compact as pack
+    from cluster.audit.write import compact as pack
 
     before = datetime.now(UTC).date() - timedelta(days=days - 1)
     made = pack(load_settings().audit_dir, before)

@@ -60,9 +60,9 @@ def tuned(settings: Settings, config: Any) -> Any:
     from cluster.registry import fetch_bundle, register_release
     from train_jobs.data import load_dataset
     from train_jobs.pipeline import timed
-    from tune import scorers
-    from tune.certify import require_rows
-    from tune.recertify import USED_SPLITS
+    from tune.certificate.certify import require_rows
+    from tune.certificate.recertify import USED_SPLITS
+    from tune.learned import pool as scorers
     from tune.release import SPLITS, Pair, Split, certified, make, sweep, tables
 
     last = last_run(settings)
@@ -180,7 +180,7 @@ def limits(
     cloud_share: float | None, cost_usd: float | None, *, default: bool = True,
 ) -> Any:  # fmt: skip
     """The limits that were given; the default risk where none of them is of quality."""
-    from tune.limits import OPTION, Limits
+    from tune.certificate.limits import OPTION, Limits
 
     unlimited = default and risk is None and agreement is None and accuracy_loss is None
     return _checked(
@@ -190,7 +190,7 @@ def limits(
 
 
 def _rules(**given: Any) -> Any:
-    from serve_app.policy import Rules
+    from serve_app.decide.policy import Rules
 
     return _checked(Rules, {name: f"--{name.replace('_', '-')}" for name in given}, **given)
 

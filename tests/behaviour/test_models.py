@@ -13,8 +13,8 @@ import pytest
 
 from cluster.releases import Release, list_releases, load_release
 from cluster.settings import load_settings
-from serve_app.classifier import OnnxClassifier
-from serve_app.text import prepare
+from serve_app.guard.prepare import prepare
+from serve_app.model.classifier import OnnxClassifier
 from train_jobs.samples import Sample, generate
 
 pytestmark = pytest.mark.long

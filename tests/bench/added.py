@@ -18,15 +18,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from cluster.audit import AuditLog, Record, TextHasher
-from serve_app.cache import Cache, CacheConfig, NoCache, ResponseCache
+from cluster.audit.write import AuditLog, Record, TextHasher
+from serve_app.cascade.answerer import Answerer, ServedRelease
+from serve_app.cascade.audit_writer import Journal
+from serve_app.cascade.cache import Cache, CacheConfig, NoCache, ResponseCache
 from serve_app.contracts import Message, Prediction, packed
-from serve_app.cost import Prices
-from serve_app.emitter import MetricsEmitter, Send
-from serve_app.journal import Journal
-from serve_app.policy import RouterPolicy
-from serve_app.router import Answerer, ServedRelease
-from serve_app.scores import Weighted
+from serve_app.decide.cost import Prices
+from serve_app.decide.policy import RouterPolicy
+from serve_app.decide.scores import Weighted
+from serve_app.monitor.emitter import MetricsEmitter, Send
 
 _KEY: Final = b"k" * 32
 _LABELS: Final = tuple(str(number) for number in range(77))

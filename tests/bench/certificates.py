@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from tests.bench.rows import Row, publish, row
-from tune.bounds import allowed_failures, allowed_losses, level
+from tune.certificate.bounds import allowed_failures, allowed_losses, level
 from tune.replay import Bools, Floats, Ints, Table, load_table
 
 DRAWS: Final = 1000
@@ -186,7 +186,7 @@ def _agreement(population: Population, sample: Sample, first: int, target: float
 
 
 def _agreement_p_values(sample: Sample, target: float) -> Floats:
-    """`tune.bounds.agreement_p_value` of every draw and threshold."""
+    """`tune.certificate.bounds.agreement_p_value` of every draw and threshold."""
     return np.asarray(stats.binom.cdf(sample.failures, sample.kept, target), np.float64)
 
 

@@ -45,9 +45,13 @@ import json, sys
 from pathlib import Path
 from cluster.bundles import load_bundle
 from cluster.settings import Settings
-from serve_app.cpu import cpu_flags
 from tests.bench.ours import config, serving
-from tests.serving import make_release
+try:
+    from serve_app.model.cpu import cpu_flags
+    from tests.support.serving import make_release
+except ImportError:  # a version from before there were packages
+    from serve_app.cpu import cpu_flags
+    from tests.serving import make_release
 home, edge, cloud, options = sys.argv[1:]
 settings, edge, cloud = Settings(home=Path(home)), load_bundle(Path(edge)), load_bundle(Path(cloud))
 artifact = edge.artifact(cpu_flags()).model

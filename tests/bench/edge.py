@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from cluster.bundles import ModelBundle, load_bundle
 from cluster.connect import connected
 from cluster.settings import load_settings
-from serve_app.calibration import reliability
-from serve_app.classifier import OnnxClassifier, OnnxScorer, softmax
+from serve_app.model.classifier import OnnxClassifier, OnnxScorer, softmax
+from serve_app.model.reliability import reliability
 from tests.bench.rows import Row, publish, row
 from train_jobs.calibrate import fit_temperature
 from train_jobs.data import Dataset, build
 from train_jobs.pipeline import PipelineConfig, cloud_of, configure, edge_of
-from train_jobs.training import Compute
+from train_jobs.training.trainer import Compute
 
 ROOT: Final = Path(__file__).parents[2]
 PADDED: Final = 256
@@ -198,7 +198,7 @@ print(json.dumps({{"s": seconds, "mb": pages * resource.getpagesize() / 1e6,
 """
 _OURS: Final = """
 from pathlib import Path
-from serve_app.model import TierModel
+from serve_app.model.golden import TierModel
 model = TierModel.load(Path({path!r}), {sha256!r}, 1)
 model.predict(["Where is my card?"])
 """

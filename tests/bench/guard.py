@@ -2,9 +2,9 @@
 
     python -m tests.bench.guard --data test.csv --text text      (--data: as often as you like)
 
-Recall is counted on the held-out corpus of tests/planted_held_out.py, planted in its own carriers
-and, where data is given, in real messages. A message counts as pinned if anything was found in it,
-and as masked if also nothing of the planted value is left in the prepared text.
+Recall is counted on the held-out corpus of tests/support/planted_held_out.py, planted in its own
+carriers and, where data is given, in real messages. A message counts as pinned if anything was
+found in it, and as masked if also nothing of the planted value is left in the prepared text.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from typing import Final
 import pyarrow.csv
 
 from cluster.settings import load_settings
-from serve_app.pii import redact
-from serve_app.text import normalise, prepare
+from serve_app.guard.pii import redact
+from serve_app.guard.prepare import normalise, prepare
 from tests.bench.rows import Row, publish
-from tests.planted import DEV, Corpus, Planted, plant, survives
-from tests.planted_held_out import HELD_OUT
+from tests.support.planted import DEV, Corpus, Planted, plant, survives
+from tests.support.planted_held_out import HELD_OUT
 
 SEED: Final = 2027
 MESSAGES: Final = 10_000

@@ -1,4 +1,5 @@
-"""Three bounds of the accuracy lost, on the same rows: why `tune.bounds` has the one it has.
+"""Three bounds of the accuracy lost, on the same rows: why `tune.certificate.bounds` has the one it
+has.
 
     python -m tests.bench.losses
 
@@ -22,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from tests.bench.rows import Row, publish, row
-from tune.bounds import level, loss_upper_bound, lower_bound, upper_bound
+from tune.certificate.bounds import level, loss_upper_bound, lower_bound, upper_bound
 from tune.replay import Floats, Ints
 
 CONFIDENCE: Final = 0.95

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from cluster.settings import Settings
-from serve_app import service
-from serve_app.abuse import AbuseConfig, AbuseRule
-from serve_app.cache import CacheConfig
-from serve_app.config import ServeConfig
-from serve_app.keeper import ServiceInfo
-from serve_app.rates import RateConfig
+from serve_app.access.abuse import AbuseConfig, AbuseRule
+from serve_app.access.rate_limits import RateConfig
+from serve_app.cascade.cache import CacheConfig
+from serve_app.deploy.config import ServeConfig
+from serve_app.service import lifecycle as service
+from serve_app.service.process import ServiceInfo
 from tests.bench.peers import free_port
 
 PATH: Final = "/v1/classify"

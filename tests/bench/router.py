@@ -22,26 +22,27 @@ from cluster.connect import connected
 from cluster.errors import CertifyError
 from cluster.progress import stage
 from cluster.settings import load_settings
-from serve_app.classifier import OnnxClassifier
 from serve_app.contracts import Message, Prediction
-from serve_app.cost import Prices
-from serve_app.policy import ALWAYS_CLOUD, RouterPolicy, decide
-from serve_app.scores import MaxProbability
+from serve_app.decide.cost import Prices
+from serve_app.decide.policy import ALWAYS_CLOUD, RouterPolicy, decide
+from serve_app.decide.scores import MaxProbability
+from serve_app.model.classifier import OnnxClassifier
 from tests.bench import certificates
 from tests.bench.edge import train
 from tests.bench.router_peers import Ours, Seen, peers
 from tests.bench.rows import Row, publish, row
 from train_jobs.data import Dataset
 from train_jobs.pipeline import configure
-from tune import scorers, search
-from tune.bounds import allowed_failures
-from tune.counts import Counter
-from tune.limits import Limits
-from tune.metrics import hindsight_coverage
+from tune.certificate.bounds import allowed_failures
+from tune.certificate.counts import Counter
+from tune.certificate.limits import Limits
+from tune.learned import pool as scorers
+from tune.learned.pool import Scorer
 from tune.objective import Shape, curve, evaluate, trusts
 from tune.replay import Table, load_table, replay, save_table
-from tune.scorers import Scorer
+from tune.reporting.metrics import hindsight_coverage
 from tune.select import Candidate, Wanted, select
+from tune.sweep import search
 
 # Wanted risk -> certified coverage over that of the best threshold in hindsight.
 MUST: Final = {0.01: 0.92, 0.02: 0.94, 0.05: 0.96}

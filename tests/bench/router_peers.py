@@ -30,8 +30,8 @@ from sklearn.linear_model import LogisticRegression
 
 from cluster.files import read_json, write_json
 from tests.bench.rows import Row, row
-from train_jobs.encoders import MINILM, resolve_base
-from tune.metrics import (
+from train_jobs.training.encoders import MINILM, resolve_base
+from tune.reporting.metrics import (
     Bools,
     Floats,
     Ints,

@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 
 from cluster.bundles import ModelBundle, load_bundle
 from cluster.settings import Settings, load_settings
-from serve_app.cpu import cpu_flags
+from serve_app.model.cpu import cpu_flags
 from tests.bench.rows import publish, row
-from tests.serving import make_release
+from tests.support.serving import make_release
 from train_jobs.samples import generate
 
 ROOT: Final = Path(__file__).parents[2]

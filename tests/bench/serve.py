@@ -29,17 +29,17 @@ from cluster.bundles import ModelBundle, load_bundle
 from cluster.files import read_json
 from cluster.releases import Release, create_release, list_releases, load_release
 from cluster.settings import Settings, load_settings
-from serve_app import service
-from serve_app.classifier import OnnxClassifier
-from serve_app.cpu import cpu_flags
-from serve_app.text import prepare
+from serve_app.guard.prepare import prepare
+from serve_app.model.classifier import OnnxClassifier
+from serve_app.model.cpu import cpu_flags
+from serve_app.service import lifecycle as service
 from tests.bench.added import added_ms
 from tests.bench.load import ROOT, Exchange, alone, ask, bodies_of, wrk
 from tests.bench.ours import PATH, config, serving
 from tests.bench.peers import PEERS, PUBLISHED, Given, Peer, PeerError, environment, running
 from tests.bench.rows import Row, publish, row
-from tests.serving import make_release
-from tune.recertify import USED
+from tests.support.serving import make_release
+from tune.certificate.recertify import USED
 
 OURS: Final = "ours"
 MIXED: Final = "mixed"

@@ -17,9 +17,13 @@ import train_jobs
 from cluster.bundles import ModelBundle
 from cluster.connect import connected
 from cluster.settings import Settings, load_settings
-from serve_app.classifier import OnnxClassifier
 from train_jobs.data import Dataset, build
 from train_jobs.pipeline import PipelineConfig, cloud_of, configure, edge_of
+
+try:
+    from serve_app.model.classifier import OnnxClassifier
+except ImportError:  # a build from before there were packages
+    from serve_app.classifier import OnnxClassifier  # type: ignore[import-not-found,no-redef]
 
 CLOUD: Final = "cloud"  # the folder of the trained model below a build's
 _PEAK: Final = "peak_memory_mb"

@@ -25,11 +25,11 @@ from transformers import (
 from cluster.bundles import TOKENIZER
 from cluster.files import new_folder
 from cluster.settings import PREFIX
-from serve_app.text import TextTokenizer
+from serve_app.guard.prepare import TextTokenizer
 from tests.bench import teacher_build
 from train_jobs import words
 from train_jobs.data import Dataset
-from train_jobs.encoders import max_tokens, save_tokenizer
+from train_jobs.training.encoders import max_tokens, save_tokenizer
 
 ROOT: Final = Path(__file__).parents[2]
 _EPOCHS: Final = 3

@@ -5,7 +5,7 @@ from statistics import median
 from typing import Final
 
 from tests.bench.rows import Row, row
-from tune.metrics import wilson
+from tune.reporting.metrics import wilson
 
 PLAIN: Final = {f"plain {rate:g}": rate for rate in (5e-5, 1e-4, 3e-4)}
 _OF_ROWS: Final = " rows, "

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from cluster.audit import AuditRecord, read
+from cluster.audit.write import AuditRecord, read
 from cluster.bundles import ModelBundle
 from cluster.errors import ModelOutputError
-from serve_app.classifier import OnnxClassifier
-from serve_app.text import prepare
+from serve_app.guard.prepare import prepare
+from serve_app.model.classifier import OnnxClassifier
 from tests.bench.load import Exchange
 
 # Of one text: route -> the label of that route's model; None where it has no finite answer.

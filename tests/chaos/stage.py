@@ -22,13 +22,13 @@ import psutil
 import pytest
 
 from cluster.settings import Settings
-from serve_app import service
-from serve_app.keeper import ServiceInfo, marked
+from serve_app.service import lifecycle as service
+from serve_app.service.process import ServiceInfo, marked
 from tests.bench.load import clients, read_records
 from tests.bench.ours import PATH, config, serving
 from tests.chaos.clients import Right, Seen, answers_of_models, judge
-from tests.serving import make_pair, make_release
-from tests.toys import message, traffic
+from tests.support.serving import make_pair, make_release
+from tests.support.toys import message, traffic
 
 CONNECTIONS: Final = 20
 # `make chaos` leaves it; a first look may set it lower.

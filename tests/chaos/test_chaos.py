@@ -15,8 +15,8 @@ from typing import Final
 
 import pytest
 
-from serve_app import service
-from serve_app.cache import CacheConfig
+from serve_app.cascade.cache import CacheConfig
+from serve_app.service import lifecycle as service
 from tests.bench.load import alone, bodies_of, clients, read_records, wrk
 from tests.bench.rows import Row, publish
 from tests.chaos.clients import Seen, judge
@@ -35,9 +35,9 @@ from tests.chaos.stage import (
     stage,
     wait_for,
 )
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
-pytest_plugins = ["tests.redis_server"]
+pytest_plugins = ["tests.support.redis_server"]
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 _BACK_S: Final = 5.0

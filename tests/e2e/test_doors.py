@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.encoders import make_tiny_bert
+from tests.support.encoders import make_tiny_bert
 from train_jobs.samples import write_csv
 
 # A pair is trained behind the first test.

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from serve_app.cost import Prices
-from serve_app.policy import RouterPolicy
-from serve_app.scores import MaxProbability
-from tests.tables import toy_table
-from tune.limits import Limits
+from serve_app.decide.cost import Prices
+from serve_app.decide.policy import RouterPolicy
+from serve_app.decide.scores import MaxProbability
+from tests.support.tables import toy_table
+from tune.certificate.limits import Limits
 from tune.objective import FrontPoint, evaluate
-from tune.page import write
-from tune.pictures import draw
-from tune.report import Latency, Measured, PerTier, build_report
+from tune.reporting.page import write
+from tune.reporting.pictures import draw
+from tune.reporting.report import Latency, Measured, PerTier, build_report
 from tune.select import Wanted, select
 
 CHROMIUM = shutil.which("chromium")

@@ -11,8 +11,8 @@ from transformers import AutoConfig
 from cluster.connect import connected
 from cluster.files import read_json
 from cluster.settings import Settings, load_settings
-from serve_app.classifier import OnnxClassifier
-from tests.encoders import make_tiny_distilbert, make_tiny_roberta
+from serve_app.model.classifier import OnnxClassifier
+from tests.support.encoders import make_tiny_distilbert, make_tiny_roberta
 from train_jobs.gate import GateLimits
 from train_jobs.pipeline import PipelineResult, configure, run
 from train_jobs.samples import write_csv

@@ -10,18 +10,18 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.audit import AuditRecord, read
+from cluster.audit.write import AuditRecord, read
 from cluster.errors import ReleaseError
 from cluster.settings import Settings
-from serve_app import service
-from serve_app.app import ROUTER_APP
-from serve_app.config import CloudConfig, ServeConfig, TierConfig
-from serve_app.front import release_app
-from serve_app.keeper import ServiceInfo
-from serve_app.traffic import Routed
+from serve_app.cascade.traffic import Routed
+from serve_app.deploy.app import ROUTER_APP
+from serve_app.deploy.config import CloudConfig, ServeConfig, TierConfig
+from serve_app.deploy.router import release_app
+from serve_app.service import lifecycle as service
+from serve_app.service.process import ServiceInfo
 from tests.integration.test_serve import free_port, traffic, wait_for
-from tests.serving import make_pair, make_release
-from tests.toys import message
+from tests.support.serving import make_pair, make_release
+from tests.support.toys import message
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -25,20 +25,21 @@ import httpx
 import pytest
 from redis import Redis
 
-from cluster.audit import AuditRecord, read
+from cluster.audit.write import AuditRecord, read
 from cluster.releases import load_release
 from cluster.settings import Settings
-from serve_app import keeper, service
-from serve_app.abuse import AbuseConfig, AbuseRule
-from serve_app.config import BudgetConfig, CloudConfig, ServeConfig, TierConfig
-from serve_app.keeper import ServiceInfo
-from serve_app.pii import PiiKind
-from serve_app.text import prepare
-from tests.planted import DEV, Planted, digits_of, plant
-from tests.planted_held_out import HELD_OUT
-from tests.redis_server import RedisServer
-from tests.serving import make_pair, make_release
-from tests.toys import message
+from serve_app.access.abuse import AbuseConfig, AbuseRule
+from serve_app.deploy.config import BudgetConfig, CloudConfig, ServeConfig, TierConfig
+from serve_app.guard.pii import PiiKind
+from serve_app.guard.prepare import prepare
+from serve_app.service import lifecycle as service
+from serve_app.service import process as keeper
+from serve_app.service.process import ServiceInfo
+from tests.support.planted import DEV, Planted, digits_of, plant
+from tests.support.planted_held_out import HELD_OUT
+from tests.support.redis_server import RedisServer
+from tests.support.serving import make_pair, make_release
+from tests.support.toys import message
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
@@ -79,7 +80,7 @@ def _watch(name, method):
 class _Finder:
     @staticmethod
     def find_spec(name, path, target=None):
-        if name != "serve_app.tiers":
+        if name != "serve_app.tiers.replica":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module

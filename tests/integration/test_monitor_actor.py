@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cluster.audit import AuditLog, AuditRecord, FeedbackRecord, Record
-from serve_app.emitter import MetricsEmitter
-from serve_app.monitor import ACTOR_NAME, NAMESPACE, get_or_create, resolve_actor
-from serve_app.stats import Stats
+from cluster.audit.write import AuditLog, AuditRecord, FeedbackRecord, Record
+from serve_app.monitor.actor import ACTOR_NAME, NAMESPACE, get_or_create, resolve_actor
+from serve_app.monitor.emitter import MetricsEmitter
+from serve_app.monitor.stats import Stats
 
 ray = pytest.importorskip("ray")
 

@@ -14,13 +14,13 @@ import pytest
 import ray
 
 from cluster.errors import DataError
-from serve_app.cost import Prices
-from serve_app.policy import ALWAYS_CLOUD, ALWAYS_EDGE, Rules
-from tests.tables import LABELS, toy_table
+from serve_app.decide.cost import Prices
+from serve_app.decide.policy import ALWAYS_CLOUD, ALWAYS_EDGE, Rules
+from tests.support.tables import LABELS, toy_table
+from tune.learned.pool import Scorer, pool
 from tune.objective import Shape, curve, evaluate, front
 from tune.replay import save_table
-from tune.scorers import Scorer, pool
-from tune.search import SweepConfig, SweepResult, load, main, run, save
+from tune.sweep.search import SweepConfig, SweepResult, load, main, run, save
 
 PRICES = Prices()
 TABLE = toy_table(1000, seed=1)
@@ -36,8 +36,8 @@ import sys
 import time
 import ray
 from tests.integration.test_search import TABLE, TRIALS
-from tune.scorers import singles
-from tune.search import SweepConfig, run
+from tune.learned.pool import singles
+from tune.sweep.search import SweepConfig, run
 
 ray.init(address=sys.argv[1], log_to_driver=False)
 config = SweepConfig(storage=sys.argv[2], trials=TRIALS, seed=5)
@@ -197,13 +197,13 @@ def test_a_state_that_was_cut_off_starts_anew(
 
 
 def command(folder: Path, *options: str) -> str:
-    """Runs `python -m tune.search` on 2,000 rows, and returns what it says of its progress."""
+    """Runs the sweep's own command on 2,000 rows, and returns what it says of its progress."""
     save_table(toy_table(2000), folder / "tune.parquet")
     save_table(EXTRA, folder / "calibration.parquet")
     tables = [f"--table={folder / 'tune.parquet'}", f"--extra={folder / 'calibration.parquet'}"]
     # By default Ray's workers are at niceness 15, and whatever else runs here would be measured.
     done = subprocess.run(
-        [sys.executable, "-m", "tune.search", "--out", str(folder / "out"), *tables, *options],
+        [sys.executable, "-m", "tune.sweep.search", f"--out={folder / 'out'}", *tables, *options],
         capture_output=True, text=True, timeout=240, env={**os.environ, "RAY_worker_niceness": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -21,17 +21,18 @@ import psutil
 import pytest
 from ray.serve import context
 
-from cluster.audit import AuditRecord, FeedbackRecord, read
+from cluster.audit.write import AuditRecord, FeedbackRecord, read
 from cluster.errors import ServiceError
 from cluster.settings import Settings
-from serve_app import keeper, service
-from serve_app.cache import CacheConfig
-from serve_app.config import CloudConfig, ServeConfig, TierConfig
-from serve_app.haproxy import MAX_PER_ROUTER
-from serve_app.keeper import ServiceInfo
-from serve_app.problems import ErrorOut
-from tests.serving import make_pair, make_release
-from tests.toys import message
+from serve_app.cascade.cache import CacheConfig
+from serve_app.deploy.config import CloudConfig, ServeConfig, TierConfig
+from serve_app.http.errors import ErrorOut
+from serve_app.service import lifecycle as service
+from serve_app.service import process as keeper
+from serve_app.service.haproxy import MAX_PER_ROUTER
+from serve_app.service.process import ServiceInfo
+from tests.support.serving import make_pair, make_release
+from tests.support.toys import message
 
 pytestmark = pytest.mark.timeout(280)
 

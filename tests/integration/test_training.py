@@ -24,19 +24,19 @@ from cluster.progress import silent
 from cluster.registry import fetch_bundle
 from cluster.settings import Settings, load_settings
 from cluster.tracking import EXPERIMENT, client
-from serve_app.classifier import OnnxClassifier
-from serve_app.cpu import has_all
-from tests.encoders import make_tiny_bert
+from serve_app.model.classifier import OnnxClassifier
+from serve_app.model.cpu import has_all
+from tests.support.encoders import make_tiny_bert
 from train_jobs import dapt, distill, finetune, recipe
 from train_jobs.compress import PARITY, Variant
 from train_jobs.data import Dataset, build, load_dataset
 from train_jobs.gate import GateLimits
 from train_jobs.pipeline import RUN, PipelineConfig, PipelineResult, configure, run
-from train_jobs.quantize import RECIPES
 from train_jobs.recipe import Candidate, FinetuneConfig
-from train_jobs.resume import HISTORY
 from train_jobs.samples import write_csv
-from train_jobs.training import Compute, Loop, Trained, fit_on_ray
+from train_jobs.student.quantize import RECIPES
+from train_jobs.training.checkpoints import HISTORY
+from train_jobs.training.trainer import Compute, Loop, Trained, fit_on_ray
 
 # Five Ray stages stand behind the first test.
 pytestmark = pytest.mark.timeout(600)

@@ -14,7 +14,7 @@ from tests.bench.rows import Row
 from tests.bench.teacher import Part, Piece, cut, go_on, pieces
 from tests.bench.teacher_build import accuracy_of, peak, training_s
 from tests.bench.teacher_rows import best_plain, intervals, points, table
-from tests.toys import LABELS, make_bundle, message
+from tests.support.toys import LABELS, make_bundle, message
 from train_jobs.data import DataConfig, Dataset, build
 from train_jobs.samples import write_csv
 

@@ -20,18 +20,18 @@ from pydantic import BaseModel
 
 from cluster.cli import app
 from cluster.settings import PREFIX, Settings
-from serve_app.api import ClassifyIn, FeedbackIn, Service, create_api
-from serve_app.config import ServeConfig, TierConfig
 from serve_app.contracts import Route, RouteReason
-from serve_app.policy import BASELINES, RouterPolicy
-from serve_app.signals import SIGNALS
+from serve_app.decide.policy import BASELINES, RouterPolicy
+from serve_app.decide.signals import SIGNALS
+from serve_app.deploy.config import ServeConfig, TierConfig
+from serve_app.http.routes import ClassifyIn, FeedbackIn, Service, create_api
 from tests import __file__ as tests_file
-from tests.strategies import KINDS
+from tests.support.strategies import KINDS
 from train_jobs.data import SPLITS
-from tune.bounds import allowed_failures, min_rows
-from tune.limits import KINDS as KINDS_OF_LIMITS
-from tune.limits import OPTION
-from tune.report import MAX_PROBABILITY
+from tune.certificate.bounds import allowed_failures, min_rows
+from tune.certificate.limits import KINDS as KINDS_OF_LIMITS
+from tune.certificate.limits import OPTION
+from tune.reporting.report import MAX_PROBABILITY
 
 ROOT: Final = Path(tests_file).resolve().parent.parent
 README: Final = ROOT / "README.md"
@@ -195,8 +195,8 @@ def test_every_command_exists_with_its_options(words: list[str]) -> None:
         "firstline train --data x.csv --epoch 3",
         "firstline train",
         "firstline releases",
-        "python -m tune.search --table t.parquet",
-        "python -m tune.search --table t.parquet --out o --rounds 3",
+        "python -m tune.sweep.search --table t.parquet",
+        "python -m tune.sweep.search --table t.parquet --out o --rounds 3",
         "make dmeo",
         "ray job submit -- python -m train_jobs.pipeline",
         "serve deploy serve.yml",

@@ -7,10 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
+from tests.support.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
 from train_jobs import probe
-from train_jobs.encoders import load_classifier, parts_of
-from train_jobs.training import features_of
+from train_jobs.training.encoders import load_classifier, parts_of
+from train_jobs.training.trainer import features_of
 
 MAKERS = {"bert": make_tiny_bert, "roberta": make_tiny_roberta, "distilbert": make_tiny_distilbert}
 

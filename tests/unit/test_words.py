@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.toys import LABELS, traffic
+from tests.support.toys import LABELS, traffic
 from train_jobs.words import answers
 
 

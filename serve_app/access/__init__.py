@@ -1,0 +1,3 @@
+"""A key and a request -> admitted, or refused: who may ask, how often, and with what
+consequences.
+"""

@@ -1,0 +1,261 @@
+"""The two breakers in front of the cloud. Pure: one event loop, the clock is an argument.
+
+    CircuitBreaker     the cloud is broken: it is left alone, and tried again with a few calls
+    EscalationBudget   everything is suddenly hard: the cloud's share, and so the bill, is capped
+
+Both answer a number or a yes, and never raise. One of each per release and router.
+
+No library: aiobreaker has had no release since 2021, pybreaker's async needs Tornado, purgatory
+counts consecutive failures only; and all three call the system's clock, so none can be tested by
+the minute.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Final
+
+from cluster.errors import ModelOutputError
+from serve_app.contracts import Prediction
+from serve_app.tiers.batching import DeadlineError, Outcome, OverloadedError
+
+Clock = Callable[[], float]
+
+_MINUTE_S: Final = 60.0
+
+
+class RecentCount:
+    """How much was added within the last `window_s`, to a sixtieth of it, and never less."""
+
+    _SLOTS: Final = 60
+
+    def __init__(self, window_s: float) -> None:
+        self._slot_s = window_s / self._SLOTS
+        self._slots: deque[list[int]] = deque()  # [slot number, count]
+        self._total = 0
+
+    def add(self, count: int, now_s: float) -> None:
+        slot = int(now_s / self._slot_s)
+        if self._slots and self._slots[-1][0] == slot:
+            self._slots[-1][1] += count
+        else:
+            self._slots.append([slot, count])
+        self._total += count
+
+    def total(self, now_s: float) -> int:
+        oldest = int(now_s / self._slot_s) - self._SLOTS
+        while self._slots and self._slots[0][0] < oldest:
+            self._total -= self._slots.popleft()[1]
+        return self._total
+
+    def clear(self) -> None:
+        self._slots.clear()
+        self._total = 0
+
+
+# ---- the cloud is broken ------------------------------------------------------------------------
+
+
+class CircuitState(StrEnum):
+    """The pattern's own names (Nygard, Release It!)."""
+
+    CLOSED = "closed"  # calls go through
+    OPEN = "open"  # none does
+    HALF_OPEN = "half_open"  # a few do, to see
+
+
+def tally(outcomes: Sequence[Outcome]) -> tuple[int, int]:
+    """A call's outcomes -> (successes, failures), as the breaker counts them.
+
+    Timeouts, lost replicas and other errors are failures. Our own full queue is none, nor is a
+    deadline of the caller's that was too short to blame the tier for. A message without a finite
+    answer is the message's fault as long as another of its call had one; a call in which none had
+    is the model's.
+    """
+    success = sum(isinstance(outcome, Prediction) for outcome in outcomes)
+    blameless: tuple[type[Exception], ...] = (OverloadedError, DeadlineError)
+    if success:
+        blameless += (ModelOutputError,)
+    failure = sum(
+        isinstance(outcome, Exception) and not isinstance(outcome, blameless)
+        for outcome in outcomes
+    )
+    return success, failure
+
+
+class CircuitBreaker:
+    """`if breaker.allow(): ...call...; breaker.record(success, failure)`.
+
+    Closed, it opens on `max_consecutive` calls in a row that brought nothing but failures, or when
+    `failure_share` of at least `min_messages` messages failed within `window_s`. Open, it lets
+    nothing through for `open_s`. Half-open, it lets `probes` calls through: as many good ones close
+    it, one bad one opens it again. A probe of which nothing is heard is replaced after `open_s`.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        failure_share: float = 0.5,
+        min_messages: int = 20,
+        window_s: float = 10.0,
+        max_consecutive: int = 5,
+        open_s: float = 5.0,
+        probes: int = 3,
+    ) -> None:
+        self._clock = clock
+        self._failure_share = failure_share
+        self._min_messages = min_messages
+        self._max_consecutive = max_consecutive
+        self._open_s = open_s
+        self._probes = probes
+        self._successes = RecentCount(window_s)
+        self._failures = RecentCount(window_s)
+        self._consecutive = 0
+        self._state = CircuitState.CLOSED
+        self._since_s = 0.0  # opened, or the last probe left
+        self._out = 0  # probes that may be out
+        self._good = 0
+        self.opened = 0
+
+    @property
+    def state(self) -> CircuitState:
+        """As of now: open turns into half-open by time alone."""
+        if self._state is CircuitState.OPEN and self._clock() - self._since_s >= self._open_s:
+            self._state = CircuitState.HALF_OPEN
+            self._out = self._good = 0
+        return self._state
+
+    def allow(self) -> bool:
+        """Whether a call may go out now. In half-open, True takes one of the probes."""
+        state = self.state
+        if state is not CircuitState.HALF_OPEN:
+            return state is CircuitState.CLOSED
+        now_s = self._clock()
+        if self._out >= self._probes and now_s - self._since_s >= self._open_s:
+            self._out = self._good
+        if self._out >= self._probes:
+            return False
+        self._out += 1
+        self._since_s = now_s
+        return True
+
+    def record(self, success: int, failure: int) -> None:
+        """What came of one call, in messages; (0, 0) where it says nothing of the cloud."""
+        state = self.state
+        if state is CircuitState.CLOSED:
+            self._record_closed(success, failure)
+        elif state is CircuitState.HALF_OPEN:
+            self._record_probe(success, failure)
+        # Open: a call from before, which brings no news.
+
+    def _record_closed(self, success: int, failure: int) -> None:
+        now_s = self._clock()
+        self._successes.add(success, now_s)
+        self._failures.add(failure, now_s)
+        if success:
+            self._consecutive = 0
+        elif failure:
+            self._consecutive += 1
+        failed = self._failures.total(now_s)
+        seen = failed + self._successes.total(now_s)
+        often = seen >= self._min_messages and failed >= self._failure_share * seen
+        if failure and (often or self._consecutive >= self._max_consecutive):
+            self._open(now_s)
+
+    def _record_probe(self, success: int, failure: int) -> None:
+        if not success and not failure:
+            self._out = max(self._good, self._out - 1)
+        elif failure >= self._failure_share * (success + failure):
+            self._open(self._clock())
+        else:
+            self._good += 1
+            self._out = max(self._good, self._out)
+            if self._good >= self._probes:
+                self._close()
+
+    def _open(self, now_s: float) -> None:
+        self._state, self._since_s = CircuitState.OPEN, now_s
+        self.opened += 1
+
+    def _close(self) -> None:
+        self._state = CircuitState.CLOSED
+        self._consecutive = 0
+        self._successes.clear()
+        self._failures.clear()
+
+
+# ---- everything is suddenly hard ----------------------------------------------------------------
+
+
+def default_budget_share(cloud_share: float) -> float:
+    """The share that a certified policy sends to the cloud -> the share it may send.
+
+    Three times as much, at least 0.1. Chance does not reach it: of messages that come one by one, a
+    run of hard ones outruns a bucket of b, refilled at three times their share, with a probability
+    below exp(-1.9 b) (Lundberg's bound), and b is at least the floor, 300; the bucket grows with
+    the traffic for lists whose messages are hard together. Nor does a drift of what customers
+    write, which the monitor reports long before it has tripled. Where a third or more is escalated
+    anyway there is no cap: a storm could not triple the bill.
+    """
+    return min(1.0, max(0.1, 3.0 * cloud_share))
+
+
+class EscalationBudget:
+    """`budget.take(seen, wanted)` -> how many of the wanted messages may go to the cloud.
+
+    A token bucket that traffic fills: `share` of a token per message seen, and `floor_per_min`
+    tokens a minute whatever comes, so that little traffic is never capped. It holds the floor and
+    the share of the last minute's messages, so that a storm gets at most a minute's budget at once,
+    first come, first served, and after that `share` of the traffic.
+
+    Args:
+        share: of all messages; see `default_budget_share`.
+        floor_per_min: more than one request's texts, so that one hard list on a quiet service
+            passes.
+        max_per_min: what never is exceeded in any minute, whatever the traffic; None: no such cap.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        share: float,
+        floor_per_min: int = 300,
+        max_per_min: int | None = None,
+    ) -> None:
+        self._clock = clock
+        self._share = share
+        self._floor_per_min = floor_per_min
+        self._max_per_min = max_per_min
+        self._seen = RecentCount(_MINUTE_S)
+        self._used = RecentCount(_MINUTE_S)
+        self._tokens = float(floor_per_min)
+        self._filled_s = clock()
+        self.refused = 0
+
+    def take(self, seen: int, wanted: int) -> int:
+        """Args: seen: messages of a request, whatever their route; wanted: of these, the hard."""
+        now_s = self._clock()
+        self._fill(seen, now_s)
+        allowed = min(wanted, int(self._tokens))
+        if self._max_per_min is not None:
+            allowed = min(allowed, max(0, self._max_per_min - self._used.total(now_s)))
+        self._tokens -= allowed
+        if self._max_per_min is not None:
+            self._used.add(allowed, now_s)
+        self.refused += wanted - allowed
+        return allowed
+
+    def give_back(self, count: int) -> None:
+        """Of what was taken, and then did not go."""
+        self._tokens += count
+        if self._max_per_min is not None:
+            self._used.add(-count, self._clock())
+
+    def _fill(self, seen: int, now_s: float) -> None:
+        self._seen.add(seen, now_s)
+        flow = self._floor_per_min * (now_s - self._filled_s) / _MINUTE_S + self._share * seen
+        size = self._floor_per_min + self._share * self._seen.total(now_s)
+        self._tokens = min(size, self._tokens + flow)
+        self._filled_s = now_s

@@ -1,0 +1,345 @@
+"""The router's replica: what stands behind the HTTP routes, and the wiring of one process.
+
+    HTTP ─> serve_app/http/routes.py ─> Router ─> Traffic: which release ─> its Answerer ─> out
+                        └─> the shadows' Answerers, behind the answer's back
+
+Thin: every part is a plain class of its own. `reconfigure` swaps what is routed in one assignment;
+requests in flight finish on what they began with.
+"""
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final, TypeVar
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.audit.write import AuditLog, FeedbackRecord, TextHasher, load_key
+from cluster.bundles import Role
+from cluster.errors import ServiceError
+from cluster.redis_store import SharedStore
+from cluster.settings import Settings, load_settings
+from serve_app.access import keys as api_keys
+from serve_app.access.abuse import Abuse
+from serve_app.access.admission import Admission
+from serve_app.access.rate_limits import Rates
+from serve_app.cascade.answerer import Answerer, ServedRelease
+from serve_app.cascade.audit_writer import Journal
+from serve_app.cascade.cache import make_cache
+from serve_app.cascade.escalation import Door
+from serve_app.cascade.traffic import Routed, Traffic
+from serve_app.cascade.work import Answered
+from serve_app.contracts import Caller
+from serve_app.decide.cost import Prices
+from serve_app.decide.explain import Alternative
+from serve_app.decide.policy import RouterPolicy
+from serve_app.deploy.config import RouterArgs, TierConfig
+from serve_app.http.idempotency import Idempotency
+from serve_app.http.open_inference import add_v2
+from serve_app.http.routes import create_api
+from serve_app.jobs.routes import Jobs, add_jobs
+from serve_app.jobs.runner import RayRunner
+from serve_app.monitor.client import MonitorLink
+from serve_app.tiers import gc_settings as garbage
+from serve_app.tiers.batching import Gatherer
+from serve_app.tiers.local_socket import lines_of
+from serve_app.tiers.retry import Hop, call_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CARD: Final = "card"
+_CARD_WAIT_S: Final = 120.0
+_READY_WAIT_S: Final = 5.0
+_LOOK_EVERY_S: Final = 0.5
+_DRAW: Final = Random().random  # noqa: S311 - chance, and no secret
+_IDS_AT_ONCE: Final = 1024
+_MAX_SHADOWED: Final = 16  # requests that shadows work on; what comes then, they do not see
+
+
+def release_app(release_id: str) -> str:
+    """The name of the application that serves a release."""
+    return f"release-{release_id}"
+
+
+@dataclass(frozen=True)
+class _Routing:
+    """What is routed: by the name that the router's config gives a release."""
+
+    traffic: Traffic
+    answerers: Mapping[str, Answerer] = field(repr=False)
+
+    def pick(self, caller: Caller) -> Answerer:
+        return self.answerers[self.traffic.assign(caller.user, _DRAW())]
+
+    @property
+    def champion(self) -> Answerer:
+        return self.answerers[self.traffic.routed.champion]
+
+    @property
+    def shadows(self) -> Iterator[Answerer]:
+        return (self.answerers[name] for name in self.traffic.routed.shadow)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By release id, which a name such as `latest` is not."""
+        routed = self.traffic.routed.releases
+        return {self.answerers[name].release.id: weight for name, weight in routed.items()}
+
+
+class Router:
+    """An `api.Service` over one Answerer per release that is routed or shadowed."""
+
+    def __init__(self, args: RouterArgs) -> None:
+        self._args = args
+        self._settings = settings = load_settings(args.home)
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._log = AuditLog(settings.audit_dir, f"router-{replica}")
+        self._journal = Journal(self._log)
+        self._key = load_key(settings.home / "audit.key", settings.audit_key)
+        self._store = _store(settings, self._key)
+        self._cache = make_cache(args.cache, self._key, self._store)
+        self._idempotency = Idempotency(args.idempotency, self._key, self._store)
+        self._monitor = MonitorLink(settings)
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+        self._routing: _Routing | None = None
+        self._behind_tasks: set[asyncio.Task[None]] = set()
+        self._doors: dict[str, str] = {}
+        self._looking, self._looked_s = asyncio.Lock(), -math.inf
+        self._missing: list[str] = []
+        runner = RayRunner(settings.home, args.jobs)
+        self._jobs = Jobs(settings.home, self._champion_id, runner, args.jobs)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        settings, args = self._settings, self._args
+        keys = api_keys.Keys(settings.home / api_keys.FILE, settings.api_keys)
+        admission = Admission(
+            keys,
+            Rates(args.rates, settings.redis_url),
+            Abuse(args.abuse, self._monitor.abuse),
+        )
+        api = create_api(self, admission=admission, idempotency=self._idempotency)
+        add_jobs(api, self._jobs, admission)
+        add_v2(api, self, admission)
+        return api
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Called by Serve with the `user_config`, at the start and at every change of it."""
+        routed = Routed.model_validate(user_config)
+        known = self._routing.answerers if self._routing else {}
+        made = {name: known.get(name) or await self._answerer(name) for name in routed.named}
+        is_first, self._routing = not known, _Routing(Traffic(routed, self._key), made)
+        self._looked_s = -math.inf
+        if is_first:
+            self._behind(self._jobs.resume())
+            garbage.settle()
+        self._monitor.use(self._routing.champion.release.prices, self._routing.weights)
+
+    async def __del__(self) -> None:
+        """Called by Serve when this replica has drained: what is still on its way gets there."""
+        await self._idempotency.close()
+        await self._journal.close()
+        await self._monitor.close()
+        await self._cache.close()
+        if self._store is not None:
+            await self._store.close()
+        self._log.close()
+
+    async def _answerer(self, name: str) -> Answerer:
+        card = await _within(_CARD_WAIT_S, _handle(name, CARD).describe.remote())
+        return Answerer(
+            self._served(name, card),
+            audit=self._journal,
+            emitter=self._monitor,
+            hash_text=TextHasher(self._key),
+            new_id=_ids().__next__,
+            clock=time.monotonic,
+            now=time.time,
+            pool=self._pool,
+            explore_share=self._args.explore_share,
+            draw=_DRAW,
+        )
+
+    def _served(self, name: str, card: Mapping[str, Any]) -> ServedRelease:
+        args = self._args
+        cloud_share = 1.0 - float(card["certificate"]["edge_share"]) + args.explore_share
+        edge = _gatherer(name, "edge", card, args.edge)
+        return ServedRelease(
+            id=card["id"],
+            app=name,
+            policy=RouterPolicy.model_validate(card["policy"]),
+            prices=Prices.model_validate(card["prices"]),
+            labels=tuple(card["labels"]),
+            alternatives=tuple(map(Alternative.model_validate, card["alternatives"])),
+            edge=edge,
+            cloud=_gatherer(name, "cloud", card, args.cloud),
+            room=edge.check,
+            door=Door(
+                args.breaker.made(time.monotonic), args.budget.made(time.monotonic, cloud_share)
+            ),
+            cache=self._cache,
+            card=card,
+        )
+
+    def _routed(self) -> _Routing:
+        if self._routing is None:
+            raise ServiceError("No release is routed yet. Wait for /readyz.")
+        return self._routing
+
+    def _champion_id(self) -> str:
+        return self._routed().champion.release.id
+
+    # -- api.Service --
+
+    async def answer(
+        self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller
+    ) -> list[Answered]:
+        routing = self._routed()
+        answerer = routing.pick(caller)
+        answered = await answerer.answer(
+            texts, caller=caller, explain=explain, route_only=route_only
+        )
+        self._tell_door(answerer.release)
+        if not route_only:
+            for shadow in routing.shadows:
+                self._show(shadow, texts, answered)
+        return answered
+
+    def _show(self, shadow: Answerer, texts: Sequence[str], answered: Sequence[Answered]) -> None:
+        """Behind the answer's back; a shadow that cannot follow misses messages."""
+        if len(self._behind_tasks) >= _MAX_SHADOWED:
+            return
+        self._behind(_quietly(shadow, texts, answered))
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs it behind the answers' back."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._behind_tasks.add(task)
+        task.add_done_callback(self._behind_tasks.discard)
+
+    def _tell_door(self, release: ServedRelease) -> None:
+        if release.door.breaker is None:
+            return
+        state = release.door.breaker.state.value
+        if self._doors.get(release.id, "closed") != state:
+            log.warning("The circuit to the cloud of release %s is %s.", release.id, state)
+            self._doors[release.id] = state
+            self._monitor.state(release.id, state)
+
+    def labels(self) -> Sequence[str]:
+        """Of all routed releases: feedback may be on an answer of any."""
+        every = (answerer.release.labels for answerer in self._routed().answerers.values())
+        return tuple(dict.fromkeys(label for labels in every for label in labels))
+
+    async def feedback(self, answer_id: str, label: str) -> None:
+        record = FeedbackRecord(answer_id, time.time(), label)
+        await self._journal.append([record])
+        self._monitor.emit([record])
+
+    async def missing(self) -> list[str]:
+        """What keeps the service from being ready; empty if nothing does.
+
+        A replica joins only after its golden messages came out right, so that each tier answers
+        and that no replica is still coming up means that all of them have.
+        """
+        if self._routing is None:
+            return ["no release is routed yet"]
+        async with self._looking:  # whoever asks, and however often, the tiers are asked twice a s
+            if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+                routing = self._routing
+                names = routing.traffic.routed.releases
+                routed = [routing.answerers[name].release for name in names]
+                found = await asyncio.gather(*map(_missing, routed))
+                self._missing = [problem for problems in found for problem in problems]
+                if routing is self._routing:  # else it is an answer about what was routed before
+                    self._looked_s = time.monotonic()
+            return self._missing
+
+    def release(self) -> Mapping[str, Any]:
+        """The champion's card, and what is routed beside it."""
+        routing = self._routed()
+        shadows = [shadow.release.id for shadow in routing.shadows]
+        routed = {"weights": routing.weights, "shadow": shadows}
+        return {**routing.champion.release.card, "routed": routed}
+
+    async def stats(self) -> Mapping[str, Any]:
+        return _json(await self._monitor.ask("snapshot"))
+
+    async def report(self) -> Mapping[str, Any]:
+        return _json(await self._monitor.ask("report"))
+
+    async def metrics(self) -> bytes:
+        return bytes(await self._monitor.ask("prometheus"))
+
+
+def _ids() -> Iterator[str]:
+    """32 hex digits each, that nobody can guess. The system gives many at once: asking it lets go
+    of the GIL, and a busy process waits until it has it back."""
+    while True:
+        drawn = os.urandom(16 * _IDS_AT_ONCE).hex()
+        yield from (drawn[at : at + 32] for at in range(0, len(drawn), 32))
+
+
+async def _quietly(shadow: Answerer, texts: Sequence[str], answered: Sequence[Answered]) -> None:
+    try:
+        await shadow.shadow(texts, answered)
+    except Exception as error:  # noqa: BLE001 - a shadow never troubles an answer
+        log.warning("The shadow %s saw nothing: %s.", shadow.release.id, type(error).__name__)
+
+
+async def _missing(release: ServedRelease) -> list[str]:
+    try:
+        held = await _within(_READY_WAIT_S, _handle(release.app, CARD).ready.remote())
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from answering is the answer
+        log.info("Not ready: %r", error)
+        return [f"release {release.id}: a tier does not answer within {_READY_WAIT_S:g} s"]
+    wanted = release.card["bundles"]
+    return [
+        f"release {release.id}: the {tier} holds another bundle than the policy's"
+        for tier in wanted
+        if held[tier] != wanted[tier]
+    ]
+
+
+def _store(settings: Settings, key: bytes) -> SharedStore | None:
+    return SharedStore(settings.redis_url, key) if settings.redis_url.get_secret_value() else None
+
+
+def _gatherer(name: str, role: Role, card: Mapping[str, Any], config: TierConfig) -> Gatherer:
+    lines = lines_of(f"{release_app(name)}/{role}")
+    return Gatherer(
+        Hop(call_of(_handle(name, role), lines, card["bundles"][role])),
+        max_in_flight=config.max_in_flight,
+        max_batch=config.max_batch,
+        max_queued=config.max_queued,
+        max_wait_s=config.max_wait_s,
+        worth_a_call=config.worth_a_call,
+        timeout_s=config.timeout_s,
+    )
+
+
+def _json(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json")
+
+
+def _handle(release: str, deployment: str) -> DeploymentHandle[Any]:
+    # Unchecked: in `serve deploy` both applications start at once, and a call on a handle waits
+    # until there is a replica.
+    return serve.get_deployment_handle(
+        deployment, app_name=release_app(release), _check_exists=False
+    )
+
+
+async def _within(timeout_s: float, response: Awaitable[T]) -> T:
+    async with asyncio.timeout(timeout_s):
+        return await response

@@ -1,0 +1,275 @@
+"""Idempotency: a request sent again with its key gets its first answer again, and runs once.
+
+    (caller, Idempotency-Key) ─> done before? ─> the same bytes
+                              ─> in work?     ─> wait for it ─> the same bytes, or "still in work"
+                              ─> neither      ─> make(), kept for `ttl_s`
+
+By draft-ietf-httpapi-idempotency-key-header-07, with one difference: a request that comes while the
+first is in work is not refused at once, but waits `wait_s`. A client that gave up and asks again
+then gets its answer instead of an error to be waited out.
+
+    IdempotencyKeyError      the header is none           -> 400
+    IdempotencyInWorkError   the first is still in work   -> 409, Retry-After
+    IdempotencyConflictError another body, the same key   -> 422
+
+Decided once:
+- A failure is not kept: whoever waits for it, or comes after, tries itself.
+- A client that hangs up does not end the work. It is finished and kept, for its next attempt.
+- Routers that share a Redis share the keys. A claim there lives for `CLAIM_S` and is renewed while
+  the work goes on, so the keys of a killed router are free again within that time.
+- Without Redis, or while it is gone, a key holds within one router only: sent again to another, the
+  request runs again. Nothing is refused for it. An answer costs a little and destroys nothing.
+
+What is kept is an answer's bytes: labels, ids and numbers, no text. No Ray, no HTTP.
+"""
+
+import asyncio
+import random
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from hmac import compare_digest
+from typing import Final
+
+from cachetools import TTLCache
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.errors import FirstlineError
+from cluster.redis_store import Claim, SharedStore, derive_key
+
+Make = Callable[[], Awaitable[bytes]]
+
+CLAIM_S: Final = 3.0
+_RENEWALS: Final = 3  # per life of a claim, so that two may go astray
+_FIRST_POLL_S: Final = 0.02
+_LONGEST_POLL_S: Final = 0.2
+_NAMESPACE: Final = "idempotency:1:"
+_DIGEST_BYTES: Final = 16
+_IN_WORK: Final = b"w"
+_DONE: Final = b"d"
+# A string of RFC 8941 without escapes, or the same without quotes, as most clients send it.
+_HEADER: Final = re.compile(r'"([!#-\[\]-~]{1,255})"|([!#-\[\]-~]{1,255})')
+
+
+class IdempotencyKeyError(FirstlineError):
+    """The header cannot be used as a key."""
+
+
+class IdempotencyConflictError(FirstlineError):
+    """The key was used before, for another request."""
+
+
+class IdempotencyInWorkError(FirstlineError):
+    """The first request with the key is not answered yet."""
+
+
+class IdempotencyConfig(BaseModel):
+    """How many answers are kept, and for how long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    ttl_s: float = Field(600.0, gt=0, le=86_400, description="how long a key holds")
+    wait_s: float = Field(5.0, ge=0, le=60, description="for a first request that is in work")
+    max_entries: int = Field(10_000, ge=1, le=1_000_000, description="answers in each router")
+    max_bytes: int = Field(32 << 20, ge=1, description="of answers in each router")
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    fingerprint: bytes
+    answer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A request in work here; the task gives the answer, and whether it was made before."""
+
+    fingerprint: bytes
+    task: "asyncio.Task[tuple[bytes, bool]]"
+
+
+def parse_header(value: str) -> str:
+    """The key in an `Idempotency-Key` header, quoted or not.
+
+    Raises:
+        IdempotencyKeyError: it is empty, too long, or has other characters than visible ASCII.
+    """
+    if found := _HEADER.fullmatch(value.strip()):
+        return found[1] or found[2]
+    raise IdempotencyKeyError(
+        f"Idempotency-Key has {len(value)} characters that are no key. Send 1 to 255 visible ASCII "
+        "characters without spaces, quotes and backslashes, such as a new UUID for each request."
+    )
+
+
+class Idempotency:
+    """`await run(key, fingerprint, make)` -> the answer, and whether it is one given before.
+
+    Bounded: at most `max_entries` answers and `max_bytes` of them; the oldest go first, and an
+    answer larger than all of that is not kept.
+
+    Args:
+        key: the service's secret, the audit log's; another is derived from it.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        config: IdempotencyConfig,
+        key: bytes,
+        store: SharedStore | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._key = derive_key(key, "idempotency")
+        self._store = store
+        self._clock = clock
+        self._flights: dict[str, _Flight] = {}
+        # Each counts for its share at least, so that one size bounds the bytes and the entries.
+        least = max(1, config.max_bytes // config.max_entries)
+        most = min(config.max_bytes, least * config.max_entries)
+        self._done: TTLCache[str, _Done] = TTLCache(
+            most, config.ttl_s, clock, lambda done: max(least, len(done.answer))
+        )
+
+    def name(self, caller: str, header: str) -> str:
+        """The key that `run` takes: of one caller, so that none can meet another's.
+
+        Raises:
+            IdempotencyKeyError
+        """
+        return self._digest(b"name", caller, parse_header(header).encode()).hex()
+
+    def fingerprint(self, caller: str, body: bytes) -> bytes:
+        """What tells two requests apart; the body cannot be guessed from it."""
+        return self._digest(b"body", caller, body)
+
+    async def run(self, key: str, fingerprint: bytes, make: Make) -> tuple[bytes, bool]:
+        """The answer of the first request with this key.
+
+        Raises:
+            IdempotencyConflictError: the key stands for another fingerprint.
+            IdempotencyInWorkError: the first was not answered within `wait_s`.
+            Exception: what `make` raised, if it was this call's.
+        """
+        until_s = self._clock() + self._config.wait_s
+        while True:
+            if done := self._done.get(key):
+                return _same(done.fingerprint, fingerprint, done.answer), True
+            flight = self._flights.get(key)
+            if flight is None:
+                return await self._fly(key, fingerprint, make, until_s)
+            _same(flight.fingerprint, fingerprint, b"")
+            await self._wait(flight, until_s)
+            if _landed(flight.task):
+                return flight.task.result()[0], True
+
+    async def close(self) -> None:
+        """Waits for what is in work; the server has stopped taking requests."""
+        if tasks := [flight.task for flight in self._flights.values()]:
+            await asyncio.wait(tasks)
+
+    async def _fly(
+        self, key: str, fingerprint: bytes, make: Make, until_s: float
+    ) -> tuple[bytes, bool]:
+        """In a task of its own: the client may hang up, and others may wait for it."""
+        task = asyncio.create_task(self._first(key, fingerprint, make, until_s))
+        self._flights[key] = _Flight(fingerprint, task)
+        task.add_done_callback(lambda task: self._land(key, fingerprint, task))
+        await asyncio.wait([task])
+        return task.result()
+
+    def _land(self, key: str, fingerprint: bytes, task: "asyncio.Task[tuple[bytes, bool]]") -> None:
+        del self._flights[key]
+        if _landed(task):
+            with suppress(ValueError):  # larger than all that may be kept
+                self._done[key] = _Done(fingerprint, task.result()[0])
+
+    async def _wait(self, flight: _Flight, until_s: float) -> None:
+        await asyncio.wait([flight.task], timeout=max(0.0, until_s - self._clock()))
+        if not flight.task.done():
+            raise _in_work()
+
+    async def _first(
+        self, key: str, fingerprint: bytes, make: Make, until_s: float
+    ) -> tuple[bytes, bool]:
+        """The first with this key in this process."""
+        if self._store is None:
+            return await make(), False
+        name = _NAMESPACE + key
+        claim = _IN_WORK + fingerprint + secrets.token_bytes(_DIGEST_BYTES)
+        if (
+            answer := await self._claim(self._store, name, claim, fingerprint, until_s)
+        ) is not None:
+            return answer, True
+        async with self._held(self._store, name, claim):
+            answer = await make()
+        await self._store.replace(name, claim, _DONE + fingerprint + answer, self._config.ttl_s)
+        return answer, False
+
+    async def _claim(
+        self, store: SharedStore, name: str, claim: bytes, fingerprint: bytes, until_s: float
+    ) -> bytes | None:
+        """The answer of another router, or None where the work is ours: claimed, or Redis gone."""
+        pause_s = _FIRST_POLL_S
+        while await store.claim(name, claim, CLAIM_S) is Claim.LOST:
+            if held := await store.get(name):
+                rest = _same(held[1 : 1 + _DIGEST_BYTES], fingerprint, held[1 + _DIGEST_BYTES :])
+                if held.startswith(_DONE):
+                    return rest
+            if self._clock() >= until_s:
+                raise _in_work()
+            # Spread, so that many who wait for one key do not ask in step.
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            pause_s = min(2.0 * pause_s, _LONGEST_POLL_S)
+        return None
+
+    @asynccontextmanager
+    async def _held(self, store: SharedStore, name: str, claim: bytes) -> AsyncIterator[None]:
+        """Keeps the claim alive while the work goes on, and drops it if the work fails."""
+        renewing = asyncio.create_task(_renew(store, name, claim))
+        try:
+            yield
+        except BaseException:
+            await store.drop(name, claim)
+            raise
+        finally:
+            renewing.cancel()
+
+    def _digest(self, kind: bytes, caller: str, data: bytes) -> bytes:
+        made = blake2b(digest_size=_DIGEST_BYTES, key=self._key, person=kind)
+        made.update(caller.encode() + b"\0")
+        made.update(data)
+        return made.digest()
+
+
+async def _renew(store: SharedStore, name: str, claim: bytes) -> None:
+    while True:
+        await asyncio.sleep(CLAIM_S / _RENEWALS)
+        await store.renew(name, claim, CLAIM_S)
+
+
+def _landed(task: "asyncio.Task[tuple[bytes, bool]]") -> bool:
+    """Whether it has an answer. Asking for the error says that somebody has seen it."""
+    return not task.cancelled() and task.exception() is None
+
+
+def _same(known: bytes, given: bytes, answer: bytes) -> bytes:
+    if compare_digest(known, given):
+        return answer
+    raise IdempotencyConflictError(
+        "This Idempotency-Key was used before, with another body. Send a new key with each new "
+        "request, and the same key only with the very same request."
+    )
+
+
+def _in_work() -> IdempotencyInWorkError:
+    return IdempotencyInWorkError(
+        "The first request with this Idempotency-Key is still in work. Send the same request again "
+        "in a moment to get its answer."
+    )

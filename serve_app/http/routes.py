@@ -1,0 +1,394 @@
+"""HTTP: the routes and their models.
+
+    middleware.py (admission, body) ─┬─> Classify ─> service        POST /v1/classify, directly
+                               └─> FastAPI ─> service          all else
+
+Refusals have one shape (errors.py), and none repeats what the client sent.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Annotated, Any, Final, Protocol
+
+from fastapi import Depends, FastAPI, Header, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from serve_app.access.admission import MAX_DEADLINE_MS, Admission, RefusedError, Visit, deadline_s
+from serve_app.access.keys import Scope
+from serve_app.cascade.work import Answered
+from serve_app.contracts import Caller, Route, RouteReason
+from serve_app.decide.explain import Explanation
+from serve_app.guard.prepare import MAX_CHARS
+from serve_app.http.body import Intake
+from serve_app.http.errors import HANDLERS, MAX_DETAILS, Detail, ErrorOut, problem
+from serve_app.http.idempotency import Idempotency, IdempotencyConfig
+from serve_app.http.middleware import MAX_IN_WORK, Gate, Gated, Reply
+from serve_app.service.haproxy import CLASSIFY
+
+MAX_TEXTS: Final = 256
+_REPLAYED: Final = ((b"idempotent-replay", b"true"),)
+_ENCODE: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassifyIn(_Model):
+    texts: list[Annotated[str, StringConstraints(max_length=MAX_CHARS)]] = Field(
+        min_length=1,
+        max_length=MAX_TEXTS,
+        repr=False,
+        description="each with at least one visible character",
+        examples=[["Where is my order?"]],
+    )
+    user_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        repr=False,
+        description="decides which release answers where several do; never kept",
+    )
+    explain: bool = Field(
+        False,
+        strict=True,
+        description="say why, with both costs and the nearest certified thresholds",
+    )
+    route_only: bool = Field(
+        False,
+        strict=True,
+        description="a preview of the route: the edge runs, the cloud is not paid, the label is "
+        "null, and nothing but the route depends on it; neither audited nor counted",
+    )
+
+
+class AnswerOut(_Model):
+    id: str
+    label: str | None = Field(description="null with route_only, and only then")
+    confidence: float = Field(description="calibrated, of the model that answered")
+    route: Route
+    reason: RouteReason
+    cost_usd: float
+    latency_ms: float = Field(description="until this text's answer was known to the router")
+    release: str
+    degraded: bool = Field(description="the cloud should have answered, and could not")
+    cached: bool = Field(description="given before to the same text; free")
+    explanation: Explanation | None = Field(None, description="absent unless asked for")
+
+
+class ClassifyOut(_Model):
+    answers: list[AnswerOut] = Field(description="one per text, in order")
+
+
+class FeedbackIn(_Model):
+    id: str = Field(pattern=r"^[0-9a-f]{32}$", description="of the answer")
+    label: str = Field(max_length=1000, repr=False, description="the right one")
+
+
+class FeedbackOut(_Model):
+    accepted: bool
+
+
+class Service(Protocol):
+    """What stands behind the routes: the router's replica, or a stub."""
+
+    async def answer(
+        self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller
+    ) -> list[Answered]: ...
+
+    def labels(self) -> Sequence[str]: ...
+
+    async def feedback(self, answer_id: str, label: str) -> None: ...
+
+    async def missing(self) -> Sequence[str]: ...
+
+    def release(self) -> Mapping[str, Any]: ...
+
+    async def stats(self) -> Mapping[str, Any]: ...
+
+    async def report(self) -> Mapping[str, Any]: ...
+
+    async def metrics(self) -> bytes: ...
+
+
+# ---- POST /v1/classify --------------------------------------------------------------------------
+
+
+def answer_json(answered: Answered) -> dict[str, Any]:
+    """AnswerOut as plain JSON, without the cost of validating what we made ourselves."""
+    value: dict[str, Any] = {
+        "id": answered.id,
+        "label": answered.label,
+        "confidence": answered.confidence,
+        "route": answered.route,  # JSON takes a StrEnum as the string it is, and `.value` is slow
+        "reason": answered.reason,
+        "cost_usd": answered.cost_usd,
+        "latency_ms": answered.latency_ms,
+        "release": answered.release,
+        "degraded": answered.degraded,
+        "cached": answered.cached,
+    }
+    if answered.explanation is not None:
+        value["explanation"] = answered.explanation.model_dump(mode="json")
+    return value
+
+
+class Classify:
+    """A body -> its answers, by way of the gate alone.
+
+    With an Idempotency-Key, the second time of a request gives the first one's answers.
+    """
+
+    def __init__(self, service: Service, admission: Admission, idempotency: Idempotency) -> None:
+        self._service = admission.over(service)
+        self._idempotency = idempotency
+
+    async def __call__(self, body: bytes, headers: Mapping[bytes, bytes], visit: Visit) -> Reply:
+        visit.check(Scope.CLASSIFY)
+        _check_kind(body, headers)
+        asked = _asked(body)
+        caller = Caller(visit.id, asked.user_id, deadline_s(headers))
+        given = headers.get(b"idempotency-key")
+        if given is None:
+            return Reply(await self._answer(asked, caller))
+        name = self._idempotency.name(caller.key, given.decode("latin-1"))
+        answers, replayed = await self._idempotency.run(
+            name,
+            self._idempotency.fingerprint(caller.key, body),
+            lambda: self._answer(asked, caller),
+        )
+        return Reply(answers, _REPLAYED if replayed else ())
+
+    async def _answer(self, asked: ClassifyIn, caller: Caller) -> bytes:
+        answered = await self._service.answer(
+            asked.texts, explain=asked.explain, route_only=asked.route_only, caller=caller
+        )
+        return _ENCODE({"answers": list(map(answer_json, answered))}).encode()
+
+
+def _check_kind(body: bytes, headers: Mapping[bytes, bytes]) -> None:
+    """Refuses what is not JSON by its own word: a web page may send that without asking."""
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    plain = headers.get(b"content-encoding", b"identity") == b"identity"
+    if body and not (plain and (kind == b"application/json" or kind.endswith(b"+json"))):
+        raise RefusedError(
+            415,
+            "unsupported_media_type",
+            "The body is of another kind, or compressed. Send JSON with the header "
+            "`Content-Type: application/json`.",
+        )
+
+
+def _asked(body: bytes) -> ClassifyIn:
+    try:
+        return ClassifyIn.model_validate_json(body or b"null")
+    except ValidationError as error:
+        items = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError(
+            [{**item, "loc": ("body", *item["loc"])} for item in items]
+        ) from None
+
+
+# ---- the application ----------------------------------------------------------------------------
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorOut} for status in (401, 403, 429, *statuses)}
+
+
+def create_api(
+    service: Service,
+    *,
+    admission: Admission | None = None,
+    idempotency: Idempotency | None = None,
+    intake: Intake | None = None,
+    max_in_work: int = MAX_IN_WORK,
+) -> FastAPI:
+    """The application. Its routes only translate between HTTP and `service`.
+
+    Args:
+        admission: None: everybody may ask everything.
+        idempotency: None: keys hold within this application.
+    """
+    admission = admission or Admission()
+    idempotency = idempotency or Idempotency(IdempotencyConfig(), secrets.token_bytes())
+    gate = Gate(
+        admission=admission,
+        intake=intake or Intake(),
+        direct={CLASSIFY: Classify(service, admission, idempotency)},
+        max_in_work=max_in_work,
+    )
+    api = Gated(
+        gate,
+        title="Firstline",
+        version="1",
+        description="Answers at the edge, escalates what is hard, accounts for every answer.",
+        docs_url=None,  # FastAPI's page loads its scripts from a CDN; ours works offline
+        redoc_url=None,
+        exception_handlers=dict(HANDLERS),
+    )
+    _add_answers(api, service, admission)
+    _add_probes(api, service)
+    _add_figures(api, service, admission)
+    return api
+
+
+def _add_answers(api: FastAPI, service: Service, admission: Admission) -> None:
+    @api.post(
+        CLASSIFY,
+        response_model=ClassifyOut,
+        responses=_errors(400, 408, 409, 413, 415, 422, 503),
+        dependencies=[Depends(admission.needs(Scope.CLASSIFY))],
+        summary="Classify 1 to 256 texts",
+    )
+    async def classify(
+        body: ClassifyIn,
+        x_deadline_ms: Annotated[
+            int | None,
+            Header(ge=1, le=MAX_DEADLINE_MS, description="how long the caller waits at most"),
+        ] = None,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                pattern=r"^[!#-\[\]-~]{1,255}$",
+                description="the same key and body again give the same answers again",
+            ),
+        ] = None,
+    ) -> Response:
+        # Described here for the schema: the gate hands the request to `Classify`.
+        raise AssertionError(f"{CLASSIFY} came past the gate")
+
+    @api.post(
+        "/v1/feedback",
+        response_model=FeedbackOut,
+        responses=_errors(400, 408, 413, 422, 503),
+        dependencies=[Depends(admission.needs(Scope.FEEDBACK))],
+        summary="Say what an answer should have been",
+    )
+    async def feedback(body: FeedbackIn) -> Response:
+        labels = service.labels()
+        if body.label not in labels:
+            shown = ", ".join(labels[:MAX_DETAILS]) + (", ..." if len(labels) > 10 else "")
+            return problem(
+                422,
+                f"The label is not one of the {len(labels)} that the release knows ({shown}). "
+                "/v1/release lists them all.",
+                code="unknown_label",
+            )
+        await service.feedback(body.id, body.label)
+        return JSONResponse({"accepted": True})
+
+
+def _add_probes(api: FastAPI, service: Service) -> None:
+    @api.get("/healthz", summary="The process is alive")
+    async def healthz() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @api.get(
+        "/readyz",
+        responses={503: {"model": ErrorOut}},
+        summary="Both tiers of every routed release have reproduced their golden answers",
+    )
+    async def readyz() -> Response:
+        if missing := await service.missing():
+            return problem(
+                503,
+                "Not ready: see details. Wait, or look at `firstline status`.",
+                code="not_ready",
+                details=[Detail(where="service", problem=item) for item in missing],
+            )
+        return JSONResponse({"status": "ready"})
+
+
+def _add_figures(api: FastAPI, service: Service, admission: Admission) -> None:
+    figures = [Depends(admission.needs(Scope.ADMIN))]
+
+    @api.get("/v1/release", responses=_errors(503), summary="What answers, and its certificate")
+    async def release() -> Response:
+        return JSONResponse(dict(service.release()))
+
+    @api.get(
+        "/v1/stats",
+        responses=_errors(503),
+        dependencies=figures,
+        summary="The monitor's figures",
+    )
+    async def stats() -> Response:
+        return _strict_json(await service.stats())
+
+    @api.get(
+        "/v1/report",
+        responses=_errors(503),
+        dependencies=figures,
+        summary="Figures, alerts, trends, health",
+    )
+    async def report() -> Response:
+        return _strict_json(await service.report())
+
+    @api.get(
+        "/metrics",
+        responses=_errors(503),
+        dependencies=figures,
+        summary="The same for Prometheus",
+    )
+    async def metrics() -> Response:
+        return Response(
+            await service.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page(api.openapi()))
+
+
+def _strict_json(value: Mapping[str, Any]) -> Response:
+    return Response(json.dumps(value, allow_nan=False), media_type="application/json")
+
+
+# ---- the page at /docs --------------------------------------------------------------------------
+
+_PAGE: Final = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+<style>body{{font:16px/1.5 system-ui;max-width:56rem;margin:2rem auto;padding:0 1rem}}
+code,pre{{background:#8881;padding:.1em .3em}}pre{{padding:1em;overflow:auto}}</style>
+<h1>{title}</h1><p>{description}</p>
+<p>For tools: <a href="openapi.json">openapi.json</a></p>{body}"""
+
+
+def docs_page(schema: Mapping[str, Any]) -> str:
+    """The OpenAPI document as one HTML page, with nothing to load from elsewhere."""
+    routes = "".join(
+        f"<h2><code>{method.upper()} {escape(path)}</code></h2>"
+        f"<p>{escape(operation.get('summary', ''))}</p>{_bodies(operation)}"
+        for path, operations in schema["paths"].items()
+        for method, operation in operations.items()
+    )
+    models = "".join(
+        f"<details id={escape(name)}><summary><code>{escape(name)}</code></summary>"
+        f"<pre>{escape(json.dumps(model, indent=2))}</pre></details>"
+        for name, model in schema.get("components", {}).get("schemas", {}).items()
+    )
+    info = schema["info"]
+    return _PAGE.format(
+        title=escape(info["title"]),
+        description=escape(info.get("description", "")),
+        body=f"{routes}<h2>Models</h2>{models}",
+    )
+
+
+def _bodies(operation: Mapping[str, Any]) -> str:
+    named = {"takes": operation.get("requestBody", {}), **operation["responses"]}
+    rows = [
+        f"<li>{escape(str(key))}: <a href='#{name}'><code>{name}</code></a></li>"
+        for key, value in named.items()
+        if (name := _model_name(value))
+    ]
+    return f"<ul>{''.join(rows)}</ul>"
+
+
+def _model_name(body: Mapping[str, Any]) -> str:
+    reference = body.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref")
+    return escape(str(reference).rsplit("/", 1)[-1]) if reference else ""

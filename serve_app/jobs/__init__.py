@@ -1,0 +1,3 @@
+"""Many messages at once: an upload -> a folder -> `firstline score` beside the service ->
+results.
+"""

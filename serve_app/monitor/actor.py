@@ -1,0 +1,118 @@
+"""The monitor: one actor that every router tells, and that every reader asks.
+
+    router replica: MetricsEmitter.emit ──(batches, off the request path)──> MonitorActor
+    MonitorActor:   Windows.ingest -> snapshot() -> Stats -> prometheus_text()
+                                   -> report()   -> Report (comparison, alerts, trends, health)
+
+Thin: the figures are made in windows.py and compare.py, their text in prometheus.py, the router's
+side is emitter.py. The audit log is the truth and the monitor its shadow: it rebuilds itself from
+there.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from cluster.audit.write import AuditRecord, FeedbackRecord, Record, read
+from serve_app.access.abuse import AbuseEvent
+from serve_app.cascade.traffic import MAX_SHADOWS
+from serve_app.decide.cost import Prices
+from serve_app.monitor.emitter import Send
+from serve_app.monitor.prometheus import prometheus_text
+from serve_app.monitor.stats import AlertThresholds, Report, Stats
+from serve_app.monitor.windows import Windows
+
+ACTOR_NAME: Final = "firstline-monitor"
+NAMESPACE: Final = "firstline"
+# An answer, its feedback, and what each shadow made of it: so a rebuilt window is a full one.
+_RECORDS_PER_ANSWER: Final = 2 + MAX_SHADOWS
+
+
+class MonitorActor:
+    """Windows behind a name. Thin: Ray runs its calls one after another in one thread."""
+
+    def __init__(
+        self,
+        audit_dir: Path,
+        prices: Prices | None = None,
+        thresholds: AlertThresholds | None = None,
+    ) -> None:
+        self._windows = Windows(prices, thresholds)
+        config = self._windows.config
+        since_s = time.time() - config.window_s
+        last = config.capacity * _RECORDS_PER_ANSWER
+        self._windows.ingest(read(audit_dir, since_s, last=last))
+
+    def ping(self) -> bool:
+        return True
+
+    def ingest(self, records: Sequence[Record]) -> None:
+        """What a MetricsEmitter sends."""
+        self._windows.ingest(records)
+
+    def observe(self, records: Sequence[AuditRecord]) -> None:
+        self._windows.observe(records)
+
+    def feedback(self, records: Sequence[FeedbackRecord]) -> None:
+        self._windows.feedback(records)
+
+    def count_bad_outputs(self, count: int) -> None:
+        self._windows.count_bad_outputs(count, time.time())
+
+    def use_prices(self, prices: Prices) -> None:
+        """Another release may have other prices; savings are against those of the present one."""
+        self._windows.prices = prices
+
+    def use_weights(self, weights: Mapping[str, float]) -> None:
+        """The releases that answer, by id: those that are compared, and the largest with others."""
+        self._windows.weights = dict(weights)
+
+    def note_abuse(self, events: Sequence[AbuseEvent]) -> None:
+        self._windows.note_abuse(events, time.time())
+
+    def note_state(self, name: str, state: str) -> None:
+        self._windows.note_state(name, state)
+
+    def snapshot(self) -> Stats:
+        return self._windows.snapshot(time.time())
+
+    def report(self) -> Report:
+        return self._windows.report(time.time())
+
+    def prometheus(self) -> bytes:
+        return prometheus_text(self.snapshot())
+
+
+def get_or_create(
+    audit_dir: Path, prices: Prices | None = None, thresholds: AlertThresholds | None = None
+) -> Any:
+    """The handle of the one monitor of this cluster, started if it is not there; needs Ray.
+
+    It outlives its creator, starts again whenever it dies, and then rebuilds itself from
+    `audit_dir`, which must be the same folder on whichever node it lands. Prices and thresholds
+    are those of the call that started it.
+    """
+    import ray
+
+    actor = ray.remote(MonitorActor).options(
+        name=ACTOR_NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+    )
+    return actor.remote(audit_dir, prices, thresholds)
+
+
+def resolve_actor() -> Send:
+    """The `resolve` of a MetricsEmitter in a Ray process: looks the monitor up by name."""
+    import ray
+
+    actor = ray.get_actor(ACTOR_NAME, NAMESPACE)
+
+    async def send(batch: list[Record]) -> None:
+        await actor.ingest.remote(batch)
+
+    return send

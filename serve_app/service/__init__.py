@@ -1,0 +1,1 @@
+"""A service on this machine: start, move between releases, status and stop, and its HAProxy."""

@@ -1,0 +1,372 @@
+"""The processes behind a service, and what is written down of them.
+
+    spawn ─> python -m serve_app.service.lifecycle <home>
+                 └─> Ray, HAProxy, replicas     (all carry a mark)
+    <home>/service.json   where it is, and what it answers with
+    <home>/ray.token      the cluster's own token, mode 0600
+
+A local Ray dies with the driver that started it, so a detached service has a keeper. Ray's own
+`ray stop` would take every cluster of the machine down and can leave HAProxy behind; the keeper
+shuts down in order, and whatever is left is found by the one thing that every process of this
+cluster and no other inherits: the folder that HAProxy's files are in.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.errors import ServiceError
+from cluster.files import read_json, write_json
+from cluster.processes import started
+from cluster.settings import Settings
+from serve_app.cascade.traffic import Routed
+from serve_app.deploy.config import ServeConfig
+from serve_app.service import haproxy
+
+STATE: Final = "service.json"
+TOKEN: Final = "ray.token"  # noqa: S105 - a file name
+LOG: Final = "service.log"
+STOP_WAIT_S: Final = 60.0
+AUTH_MODE: Final = "RAY_AUTH_MODE"
+AUTH_PATH: Final = "RAY_AUTH_TOKEN_PATH"
+_MOVING: Final = "service.lock"
+_POLL_S: Final = 0.2
+_MARKER: Final = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
+_NICENESS: Final = "RAY_worker_niceness"
+# What Ray writes down of itself. A value in the user's environment holds.
+_FRUGAL: Final = {
+    # Ray's own figures take a twentieth of a request; ours are /metrics.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    # What `ray list tasks` shows. Jobs and actors are listed as ever.
+    "RAY_task_events_report_interval_ms": "0",
+}
+# An ingress replica drains this long before it stops, so that load balancers on other machines
+# hear of it. Here the only one is the HAProxy beside it, which hears within half a second.
+_DRAIN_S: Final = "2"
+
+
+# ---- the state file -----------------------------------------------------------------------------
+
+
+class ServiceInfo(BaseModel):
+    """Where a service is: the content of service.json.
+
+    `release` is the champion: what a canary is measured against, whatever its weight, and what
+    answers alone once the canary is taken out. `previous` was the champion before, and is kept up.
+    `keeper_pid` is None where the cluster is somebody else's; `keeper_started` is the kernel's
+    start time of that process, so that a reused pid is not taken for it. `token_path` is where
+    the cluster's Ray token lies, never the token.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    port: int
+    ray_address: str
+    release: str
+    routed: Routed
+    previous: str | None = None
+    keeper_pid: int | None = None
+    keeper_started: int | None = None
+    haproxy_dir: Path | None = None
+    token_path: Path | None = None
+    config: ServeConfig
+    started_at: str
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def up(self) -> tuple[str, ...]:
+        """Every release whose application is kept up."""
+        kept = (self.release, *self.routed.named, *([self.previous] if self.previous else []))
+        return tuple(dict.fromkeys(kept))
+
+
+def read_info(settings: Settings) -> ServiceInfo | None:
+    """What service.json says; None without one.
+
+    Raises:
+        ServiceError: it cannot be read.
+    """
+    path = settings.home / STATE
+    try:
+        return ServiceInfo.model_validate(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (ValidationError, ValueError) as error:
+        raise ServiceError(
+            f"{path} is not a service file that this version reads: {error}. If no service is "
+            "running, delete it."
+        ) from None
+
+
+def write_info(settings: Settings, info: ServiceInfo) -> None:
+    write_json(settings.home / STATE, info.model_dump(mode="json"))
+
+
+def running_info(settings: Settings) -> ServiceInfo:
+    """Raises ServiceError if no service is running."""
+    info = read_info(settings)
+    if info is None or not is_alive(info):
+        raise ServiceError(
+            f"No service is running from {settings.home}. Start one with `firstline serve`."
+        )
+    return info
+
+
+def forget(settings: Settings, info: ServiceInfo) -> None:
+    """Removes every trace of a service whose keeper is gone."""
+    sweep(info.haproxy_dir)
+    if info.token_path is not None:
+        info.token_path.unlink(missing_ok=True)
+    (settings.home / STATE).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def moving(settings: Settings) -> Iterator[ServiceInfo]:
+    """The running service, with everybody held off who would move its releases too.
+
+    Raises:
+        ServiceError: none is running, or somebody is at it; the keeper adapts weights, too.
+    """
+    running_info(settings)
+    with (settings.home / _MOVING).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(
+                "The service's releases are being moved by another process. Wait for it, look at "
+                "`firstline releases list`, and try again."
+            ) from None
+        yield running_info(settings)
+
+
+# ---- the keeper's process -----------------------------------------------------------------------
+
+
+def spawn(settings: Settings, release_id: str, config: ServeConfig, wait_s: float) -> ServiceInfo:
+    """Starts a keeper, and returns once it has written that the service answers.
+
+    Raises:
+        ServiceError: it ended, or does not come up in time; its last line is the cause.
+    """
+    order = {"release": release_id, "config": config.model_dump(mode="json"), "wait_s": wait_s}
+    log_path = settings.home / LOG
+    with log_path.open("wb") as output:
+        keeper = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "serve_app.service.lifecycle", str(settings.home)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+    assert keeper.stdin is not None
+    keeper.stdin.write(json.dumps(order).encode())
+    keeper.stdin.close()
+    try:
+        return _await_keeper(settings, keeper, log_path, wait_s)
+    except BaseException:
+        if keeper.poll() is None:
+            keeper.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                keeper.wait(STOP_WAIT_S)
+        raise
+
+
+def _await_keeper(
+    settings: Settings, keeper: "subprocess.Popen[bytes]", log_path: Path, wait_s: float
+) -> ServiceInfo:
+    deadline = time.monotonic() + wait_s + STOP_WAIT_S
+    while time.monotonic() < deadline:
+        if keeper.poll() is not None:
+            lines = log_path.read_text(errors="replace").strip().splitlines()
+            raise ServiceError(lines[-1] if lines else f"The keeper ended; see {log_path}.")
+        info = read_info(settings)
+        if info is not None and info.keeper_pid == keeper.pid:
+            return info
+        time.sleep(_POLL_S)
+    raise ServiceError(f"The service did not come up in {wait_s:g} s; see {log_path}.")
+
+
+def is_alive(info: ServiceInfo) -> bool:
+    """Of somebody else's cluster we only know what was written."""
+    return info.keeper_pid is None or started(info.keeper_pid) == info.keeper_started
+
+
+def stop_keeper(info: ServiceInfo, wait_s: float) -> None:
+    """Asks it to end, then ends it."""
+    pid = info.keeper_pid
+    assert pid is not None
+    for step in (signal.SIGTERM, signal.SIGKILL):
+        if not is_alive(info):
+            return
+        os.kill(pid, step)
+        deadline = time.monotonic() + wait_s
+        while is_alive(info) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def signals(stopped: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set the event."""
+
+    def handle(number: int, frame: Any) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- what its processes carry -------------------------------------------------------------------
+
+
+def make_token(settings: Settings) -> Path | None:
+    """A new Ray token for this cluster alone, mode 0600; None where the user set RAY_AUTH_MODE.
+
+    Ray 2.60 asks for a token on every cluster that `ray.init` starts, by default one in
+    ~/.ray/auth_token, which all clusters of the user share. With one of its own, this cluster's
+    token opens no other, and the commands that join it need nothing from outside `home`.
+    """
+    if AUTH_MODE in os.environ:
+        return None
+    path = settings.home / TOKEN
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return path
+
+
+def use_token(path: Path | None) -> None:
+    """Lets this process, and those that it starts, speak with the cluster of that token."""
+    if path is None:
+        return
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    os.environ[AUTH_MODE] = "token"
+    os.environ[AUTH_PATH] = str(path)
+    # Both are cached when Ray is imported; ray.init refreshes them this way too.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def token_in_use(settings: Settings) -> Path | None:
+    path = settings.home / TOKEN
+    return path if os.environ.get(AUTH_PATH) == str(path) else None
+
+
+def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
+    """HAProxy's files and side ports, apart from those of any other cluster on the machine."""
+    stats, metrics, http, grpc = _free_ports(4)
+    return {
+        _MARKER: str(haproxy_dir / "haproxy.cfg"),
+        haproxy.PROGRAM: str(_haproxy(haproxy_dir)),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy_dir / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy_dir),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy_dir / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy_dir / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        # HAProxy sends here what no router of ours takes. By default it is one port for all
+        # clusters of a machine, so that another service answered, and audited it in its own log.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
+        # A router that dies under a request says nothing, and HAProxy would cut its client off.
+        # Another router is asked instead, since whatever may be asked of us twice does no harm; but
+        # for a job, see haproxy.py.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": _DRAIN_S,
+        # Per request, a line from HAProxy to a Python process that counts it; ours are /metrics.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        # A request takes it 0.05 to 0.08 ms, and a second thread makes each dearer by a fifth.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 4))),
+        **{name: os.environ.get(name, value) for name, value in _FRUGAL.items()},
+        # Three missed checks and a new manager: how long a stand-in has to stand in
+        # (haproxy_failover.py).
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_GRACEFUL_SHUTDOWN_TIMEOUT_S": "1",
+        # Each turn of Serve's controller, ten a second by default, takes 4 to 5 ms of CPU.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+        # Ray makes its workers stand back by 15 for all else on the machine. Whoever waits for an
+        # answer comes first: before a client that floods it, and before a training run.
+        _NICENESS: os.environ.get(_NICENESS, "0"),
+    }
+
+
+def _haproxy(haproxy_dir: Path) -> Path:
+    """What Ray starts as HAProxy: haproxy.py."""
+    program = haproxy_dir / "haproxy"
+    words = shlex.join([sys.executable, "-P", haproxy.__file__])
+    program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    program.chmod(0o700)
+    return program
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Somebody listens there already."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def sweep(haproxy_dir: Path | None) -> None:
+    """Ends what is left of our cluster, and nothing else; then removes HAProxy's folder."""
+    if haproxy_dir is None:
+        return
+    for step, wait_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+        deadline = time.monotonic() + wait_s
+        for pid in marked(haproxy_dir):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, step)
+        while marked(haproxy_dir) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+    shutil.rmtree(haproxy_dir, ignore_errors=True)
+
+
+def marked(haproxy_dir: Path) -> list[int]:
+    """Processes, but this one, that inherited our HAProxy folder in their environment."""
+    marker = f"{_MARKER}={haproxy_dir}/".encode()
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if marker in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found

@@ -1,0 +1,685 @@
+"""HTTP: what is taken, what is refused, and that every refusal has the one shape and no echo."""
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, settings
+
+from cluster.errors import AuditError, ServiceError
+from serve_app.cascade.answerer import EmptyTextsError, UnansweredError
+from serve_app.cascade.work import Answered
+from serve_app.contracts import Caller, Route, RouteReason
+from serve_app.decide.explain import Explanation
+from serve_app.guard.prepare import normalise
+from serve_app.http.body import Intake
+from serve_app.http.errors import ErrorOut
+from serve_app.http.routes import ClassifyIn, ClassifyOut, create_api
+from serve_app.tiers.batching import OverloadedError
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "xyzzy-what-a-customer-wrote"
+
+
+class StubService:
+    """An api.Service of two labels that answers at once, or fails as told."""
+
+    def __init__(self) -> None:
+        self.fails: Exception | None = None
+        self.gaps: list[str] = []
+        self.fed: list[tuple[str, str]] = []
+        self.callers: list[Caller] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.confidence = 0.9
+        self._ids = itertools.count()
+
+    async def answer(
+        self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller
+    ) -> list[Answered]:
+        self.callers.append(caller)
+        await self.may_answer.wait()
+        if self.fails is not None:
+            raise self.fails
+        if empty := [index for index, text in enumerate(texts) if not normalise(text)]:
+            raise EmptyTextsError(empty)
+        return [self._answer(explain, route_only) for _ in texts]
+
+    def _answer(self, explain: bool, route_only: bool) -> Answered:
+        made = Explanation(
+            route=Route.EDGE,
+            reason=RouteReason.TRUSTED,
+            score="confidence",
+            score_kind="max_probability",
+            trust=0.9,
+            threshold=0.8,
+            min_confidence=0.0,
+            rules={RouteReason.TOO_LONG: False},
+            probabilities={"no": 0.1, "yes": 0.9},
+            costs_usd={Route.EDGE: 0.001, Route.CLOUD: 0.0146},
+        )
+        return Answered(
+            id=f"{next(self._ids):032x}",
+            label=None if route_only else "yes",
+            confidence=self.confidence,
+            route=Route.EDGE,
+            reason=RouteReason.TRUSTED,
+            cost_usd=0.001,
+            latency_ms=1.5,
+            release="r-1",
+            degraded=False,
+            explanation=made if explain else None,
+        )
+
+    def labels(self) -> Sequence[str]:
+        return ("no", "yes")
+
+    async def feedback(self, answer_id: str, label: str) -> None:
+        self.fed.append((answer_id, label))
+
+    async def missing(self) -> Sequence[str]:
+        return self.gaps
+
+    def release(self) -> Mapping[str, Any]:
+        return {"id": "r-1"}
+
+    async def stats(self) -> Mapping[str, Any]:
+        if self.fails is not None:
+            raise self.fails
+        return {"messages": 0}
+
+    async def report(self) -> Mapping[str, Any]:
+        return {"alerts": []}
+
+    async def metrics(self) -> bytes:
+        return b"firstline_messages_total 0.0\n"
+
+
+@asynccontextmanager
+async def client(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as made:
+        yield made
+
+
+@pytest.fixture
+def service() -> StubService:
+    return StubService()
+
+
+async def ask(service: StubService, method: str, path: str, **options: Any) -> httpx.Response:
+    async with client(create_api(service)) as http:
+        return await http.request(method, path, **options)
+
+
+def check_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = ErrorOut.model_validate_json(response.content).error
+    assert error.code == code
+    assert error.message
+    assert SECRET not in response.text
+    return error.model_dump()
+
+
+async def test_an_answer_has_exactly_the_promised_fields(service: StubService) -> None:
+    response = await ask(service, "POST", "/v1/classify", json={"texts": ["a", "b"]})
+    first, second = response.json()["answers"]
+    assert set(first) == {
+        "id", "label", "confidence", "route", "reason", "cost_usd", "latency_ms", "release",
+        "degraded", "cached",
+    }  # fmt: skip
+    assert first["id"] != second["id"]
+
+
+async def test_what_explains_is_in_the_schema(service: StubService) -> None:
+    schemas = (await ask(service, "GET", "/openapi.json")).json()["components"]["schemas"]
+    assert set(schemas) >= {"Explanation", "Nearest", "Choice"}
+
+
+async def test_explain_and_route_only_reach_the_service(service: StubService) -> None:
+    body = {"texts": ["a"], "explain": True, "route_only": True}
+    answer = (await ask(service, "POST", "/v1/classify", json=body)).json()["answers"][0]
+    assert answer["label"] is None
+    assert answer["explanation"] == {
+        "route": "edge",
+        "reason": "trusted",
+        "score": "confidence",
+        "score_kind": "max_probability",
+        "trust": 0.9,
+        "threshold": 0.8,
+        "breakdown": {},
+        "class_margin": None,
+        "min_confidence": 0.0,
+        "rules": {"too_long": False},
+        "signals": {},
+        "probabilities": {"no": 0.1, "yes": 0.9},
+        "pii": [],
+        "costs_usd": {"edge": 0.001, "cloud": 0.0146},
+        "edge_up_to": None,
+        "alternatives": {"stricter": None, "looser": None},
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({}, "texts"),
+        ({"texts": []}, "texts"),
+        ({"texts": SECRET}, "texts"),
+        ({"texts": [1]}, "texts[0]"),
+        ({"texts": ["a", None]}, "texts[1]"),
+        ({"texts": ["a"] * 257}, "texts"),
+        ({"texts": ["a", SECRET * 400]}, "texts[1]"),
+        ({"texts": ["a"], "explain": "yes"}, "explain"),
+        ({"texts": ["a"], "explain": 1}, "explain"),
+        ({"texts": ["a"], "user_id": 7}, "user_id"),
+        ({"texts": ["a"], "user_id": ""}, "user_id"),
+        ({"texts": ["a"], "user_id": SECRET * 10}, "user_id"),
+        ({"texts": ["a"], "other": SECRET}, "other"),
+        ({"texts": ["a"], f"{SECRET} as a key": 1}, "(a name not shown)"),
+        ([SECRET], "body"),
+        (None, "body"),
+        (SECRET, "body"),
+    ],
+)
+async def test_a_request_that_does_not_fit_is_told_where(
+    service: StubService, body: Any, where: str
+) -> None:
+    response = await ask(service, "POST", "/v1/classify", json=body)
+    error = check_error(response, 422, "invalid_request")
+    assert error["details"][0]["where"] == where
+
+
+async def test_the_limits_themselves_are_allowed(service: StubService) -> None:
+    texts = ["\U0001f600" * 10_000] + ["a"] * 255
+    response = await ask(service, "POST", "/v1/classify", json={"texts": texts})
+    assert response.status_code == 200
+    assert len(response.json()["answers"]) == 256
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        f'{{"texts": ["{SECRET}"'.encode(),
+        b'{"texts": ["\xff\xfe"]}',
+        b'{"texts": ["\xed\xa0\x80"]}',  # a surrogate, as bytes
+        rb'{"texts": ["\ud83d"]}',  # half of a pair, as an escape
+        rb'{"texts": ["\ude00\ud83d"]}',  # a pair the wrong way round
+        b'{"texts": ["a"]} {}',
+        b'\xef\xbb\xbf{"texts": ["a"]}',
+        b"[" * 50_000,
+        b'{"texts": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+    ],
+)
+async def test_what_is_not_json_is_a_400_or_422(service: StubService, content: bytes) -> None:
+    response = await ask(
+        service,
+        "POST",
+        "/v1/classify",
+        content=content,
+        headers={"content-type": "application/json"},
+    )
+    if content:
+        check_error(response, 400, "invalid_json")
+    else:
+        check_error(response, 422, "invalid_request")
+
+
+async def test_empty_texts_are_named(service: StubService) -> None:
+    response = await ask(service, "POST", "/v1/classify", json={"texts": ["a", " \t", "\u200b"]})
+    error = check_error(response, 422, "empty_text")
+    assert [detail["where"] for detail in error["details"]] == ["texts[1]", "texts[2]"]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_body_is_bounded_before_it_is_parsed(service: StubService, declared: bool) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            yield SECRET.encode() * 20
+
+    content = SECRET.encode() * 80 if declared else stream()
+    async with client(create_api(service, intake=Intake(max_body_bytes=1000))) as http:
+        response = await http.post("/v1/classify", content=content)
+    check_error(response, 413, "too_large")
+
+
+async def test_many_large_bodies_together_are_refused_and_their_bytes_given_back(
+    service: StubService,
+) -> None:
+    async with client(create_api(service, intake=Intake(max_held_bytes=1000))) as http:
+        for _ in range(3):
+            response = await http.post("/v1/classify", json={"texts": ["a" * 2000]})
+            check_error(response, 429, "overloaded")
+            assert response.headers["retry-after"] == "1"
+        assert (await http.post("/v1/classify", json={"texts": ["a" * 500]})).status_code == 200
+        assert (await http.post("/v1/classify", json={"texts": ["a" * 500]})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fails", "status", "code"),
+    [
+        (OverloadedError("full"), 429, "overloaded"),
+        (UnansweredError([0]), 503, "no_answer"),
+        (AuditError(f"no disk for {SECRET}"), 503, "audit_failed"),
+        (ServiceError("not yet"), 503, "unavailable"),
+        (RuntimeError(SECRET), 500, "internal"),
+    ],
+)
+async def test_what_breaks_behind_has_the_same_shape(
+    service: StubService, fails: Exception, status: int, code: str
+) -> None:
+    service.fails = fails
+    response = await ask(service, "POST", "/v1/classify", json={"texts": [SECRET]})
+    check_error(response, status, code)
+
+
+async def test_overload_says_when_to_come_back(service: StubService) -> None:
+    service.fails = OverloadedError("full")
+    response = await ask(service, "POST", "/v1/classify", json={"texts": ["a"]})
+    assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", f"/{SECRET}", 404, "not_found"),
+        ("GET", "/v1/classify", 405, "method_not_allowed"),
+        ("DELETE", "/healthz", 405, "method_not_allowed"),
+    ],
+)
+async def test_wrong_doors_have_the_same_shape(
+    service: StubService, method: str, path: str, status: int, code: str
+) -> None:
+    check_error(await ask(service, method, path), status, code)
+
+
+async def test_feedback_takes_known_labels_only(service: StubService) -> None:
+    good = {"id": "0" * 32, "label": "no"}
+    assert (await ask(service, "POST", "/v1/feedback", json=good)).json() == {"accepted": True}
+    assert service.fed == [("0" * 32, "no")]
+    unknown = {"id": "0" * 32, "label": SECRET}
+    response = await ask(service, "POST", "/v1/feedback", json=unknown)
+    assert "no, yes" in check_error(response, 422, "unknown_label")["message"]
+    no_id = {"id": "not an id", "label": "no"}
+    response = await ask(service, "POST", "/v1/feedback", json=no_id)
+    check_error(response, 422, "invalid_request")
+    assert len(service.fed) == 1
+
+
+async def test_ready_only_when_nothing_is_missing(service: StubService) -> None:
+    assert (await ask(service, "GET", "/readyz")).status_code == 200
+    service.gaps = ["release r-1: a tier does not answer"]
+    error = check_error(await ask(service, "GET", "/readyz"), 503, "not_ready")
+    assert error["details"][0]["problem"] == service.gaps[0]
+    assert (await ask(service, "GET", "/healthz")).status_code == 200
+
+
+async def test_a_monitor_that_is_away_is_a_503(service: StubService) -> None:
+    service.fails = ServiceError("The monitor does not answer.")
+    check_error(await ask(service, "GET", "/v1/stats"), 503, "unavailable")
+
+
+async def test_the_docs_load_nothing_from_elsewhere(service: StubService) -> None:
+    page = (await ask(service, "GET", "/docs")).text
+    assert "/v1/classify" in page
+    assert "ErrorOut" in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+async def test_the_schema_names_the_error_shape_for_every_refusal(service: StubService) -> None:
+    schema = (await ask(service, "GET", "/openapi.json")).json()
+    refusals = [
+        answer["content"]["application/json"]["schema"]["$ref"]
+        for operations in schema["paths"].values()
+        for operation in operations.values()
+        for status, answer in operation["responses"].items()
+        if status >= "400"
+    ]
+    assert set(refusals) == {"#/components/schemas/ErrorOut"}
+
+
+# ---- what of a request is looked at before its body, and what after ------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": ""},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+    ],
+)
+async def test_a_body_that_does_not_say_it_is_json_is_not_read_as_such(
+    service: StubService, headers: dict[str, str]
+) -> None:
+    """A page in a browser may send text/plain to any address without asking first."""
+    body = json.dumps({"texts": [SECRET]}).encode()
+    response = await ask(service, "POST", "/v1/classify", content=body, headers=headers)
+    check_error(response, 415, "unsupported_media_type")
+    assert service.callers == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json; charset=utf-8", "Application/JSON", "a/b+json"]
+)
+async def test_json_by_any_of_its_names_is_read(service: StubService, kind: str) -> None:
+    response = await ask(
+        service,
+        "POST",
+        "/v1/classify",
+        content=b'{"texts": ["a"]}',
+        headers={"content-type": kind},
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\x00b",
+        "a\x1b[2Jb",
+        "\u202ea\u202c",
+        "\u2066a\u2069",
+        "\U0001f600",
+        "\ufeffa",
+        "e" + "\u0301" * 5000,
+    ],
+)
+async def test_strange_characters_are_text_like_any_other(service: StubService, text: str) -> None:
+    response = await ask(service, "POST", "/v1/classify", json={"texts": [text]})
+    assert response.status_code == 200
+    assert len(response.json()["answers"]) == 1
+
+
+async def test_256_texts_of_10_000_characters_are_one_request(service: StubService) -> None:
+    """Each character as the six bytes of an escape: the largest body that fits."""
+    body = json.dumps({"texts": ["\u00e9" * 10_000] * 256}).encode()
+    assert len(body) > 15_000_000
+    response = await ask(
+        service,
+        "POST",
+        "/v1/classify",
+        content=body,
+        headers={"content-type": "application/json"},
+    )
+    assert len(response.json()["answers"]) == 256
+
+
+async def test_the_user_and_the_deadline_reach_the_service_and_no_repr(
+    service: StubService,
+) -> None:
+    await ask(
+        service,
+        "POST",
+        "/v1/classify",
+        json={"texts": ["a"], "user_id": SECRET},
+        headers={"X-Deadline-Ms": "1500"},
+    )
+    assert service.callers == [Caller("anonymous", SECRET, 1.5)]
+    assert SECRET not in repr(service.callers)
+    assert SECRET not in repr(ClassifyIn(texts=[SECRET], user_id=SECRET))
+
+
+@pytest.mark.parametrize("value", ["0", "60001", "-1", "1.5", "", "1e3", SECRET, "9" * 5000])
+async def test_a_deadline_that_is_none_is_refused(service: StubService, value: str) -> None:
+    response = await ask(
+        service,
+        "POST",
+        "/v1/classify",
+        json={"texts": ["a"]},
+        headers={"X-Deadline-Ms": value},
+    )
+    check_error(response, 422, "invalid_request")
+    assert "X-Deadline-Ms" in response.text
+    assert service.callers == []
+
+
+# ---- the same request again ----------------------------------------------------------------------
+
+
+async def classify(http: httpx.AsyncClient, body: Any, key: str | None = None) -> httpx.Response:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return await http.post("/v1/classify", json=body, headers=headers)
+
+
+async def test_the_same_request_again_gets_the_first_answer_again(service: StubService) -> None:
+    async with client(create_api(service)) as http:
+        first = await classify(http, {"texts": ["a"]}, "k-1")
+        again = await classify(http, {"texts": ["a"]}, "k-1")
+        other = await classify(http, {"texts": ["a"]}, "k-2")
+        none = await classify(http, {"texts": ["a"]})
+    assert again.content == first.content
+    assert again.headers["idempotent-replay"] == "true"
+    assert "idempotent-replay" not in first.headers
+    ids = {one.json()["answers"][0]["id"] for one in (first, other, none)}
+    assert len(ids) == len(service.callers) == 3
+
+
+async def test_another_body_under_the_same_key_is_a_conflict(service: StubService) -> None:
+    async with client(create_api(service)) as http:
+        await classify(http, {"texts": ["a"]}, "k-1")
+        response = await classify(http, {"texts": [SECRET]}, "k-1")
+    check_error(response, 422, "idempotency_conflict")
+    assert len(service.callers) == 1
+
+
+async def test_a_failure_is_not_given_again(service: StubService) -> None:
+    async with client(create_api(service)) as http:
+        service.fails = UnansweredError([0])
+        check_error(await classify(http, {"texts": ["a"]}, "k-1"), 503, "no_answer")
+        service.fails = None
+        again = await classify(http, {"texts": ["a"]}, "k-1")
+    assert again.status_code == 200
+    assert "idempotent-replay" not in again.headers
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "\u00e9"])
+async def test_an_idempotency_key_that_is_none_is_refused(service: StubService, key: str) -> None:
+    response = await ask(
+        service,
+        "POST",
+        "/v1/classify",
+        json={"texts": ["a"]},
+        headers={"Idempotency-Key": key.encode("latin-1")},
+    )
+    check_error(response, 400, "invalid_idempotency_key")
+    assert service.callers == []
+
+
+# ---- too many, too slow, gone --------------------------------------------------------------------
+
+
+def post_scope(path: str = "/v1/classify", **headers: str) -> dict[str, Any]:
+    encoded = [(b"content-type", b"application/json")]
+    encoded += [
+        (name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()
+    ]
+    return {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+        "scheme": "http", "headers": encoded, "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80), "state": {},
+    }  # fmt: skip
+
+
+async def drive(api: FastAPI, parts: AsyncIterator[Any], scope: dict[str, Any]) -> list[Any]:
+    """Calls the application as a server does; what it sent."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return await anext(parts)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await api(scope, receive, send)
+    return sent
+
+
+def response_of(sent: list[Any]) -> httpx.Response:
+    content = b"".join(message.get("body", b"") for message in sent[1:])
+    return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=content)
+
+
+async def test_a_body_that_trickles_in_is_given_up(service: StubService) -> None:
+    async def trickle() -> AsyncIterator[Any]:
+        while True:
+            await asyncio.sleep(0.01)
+            yield {"type": "http.request", "body": b" ", "more_body": True}
+
+    intake = Intake(timeout_s=0.1)
+    sent = await asyncio.wait_for(
+        drive(create_api(service, intake=intake), trickle(), post_scope()), timeout=5
+    )
+    response = response_of(sent)
+    check_error(response, 408, "too_slow")
+    assert response.headers["connection"] == "close"
+    assert intake.held_bytes == 0
+
+
+async def test_slow_bodies_take_no_place_among_the_requests_in_work(service: StubService) -> None:
+    """Else a few connections that send nothing would shut everybody out."""
+    api = create_api(service, max_in_work=1)
+
+    async def stalled() -> AsyncIterator[Any]:
+        await asyncio.sleep(3600)
+        yield
+
+    stuck = [asyncio.create_task(drive(api, stalled(), post_scope())) for _ in range(5)]
+    await asyncio.sleep(0)
+    async with client(api) as http:
+        assert (await classify(http, {"texts": ["a"]})).status_code == 200
+    for task in stuck:
+        task.cancel()
+    await asyncio.gather(*stuck, return_exceptions=True)
+
+
+async def test_a_client_that_hangs_up_in_its_body_is_answered_by_nobody(
+    service: StubService,
+) -> None:
+    async def half() -> AsyncIterator[Any]:
+        yield {"type": "http.request", "body": b'{"te', "more_body": True}
+        yield {"type": "http.disconnect"}
+
+    intake = Intake()
+    for path in ("/v1/classify", "/v1/feedback"):
+        assert await drive(create_api(service, intake=intake), half(), post_scope(path)) == []
+    assert intake.held_bytes == 0
+    assert service.callers == []
+
+
+async def test_a_content_length_beyond_all_numbers_is_too_large(service: StubService) -> None:
+    """int() of 5,000 digits raises, which was a 500."""
+
+    async def nothing() -> AsyncIterator[Any]:
+        yield {"type": "http.request", "body": b"", "more_body": False}
+
+    sent = await drive(create_api(service), nothing(), post_scope(content_length="9" * 5000))
+    check_error(response_of(sent), 413, "too_large")
+
+
+async def test_over_the_bound_a_request_is_refused_at_once_and_probes_are_not(
+    service: StubService,
+) -> None:
+    service.may_answer.clear()
+    async with client(create_api(service, max_in_work=2)) as http:
+        first = [asyncio.create_task(classify(http, {"texts": ["a"]})) for _ in range(2)]
+        while len(service.callers) < 2:
+            await asyncio.sleep(0)
+        refused = await classify(http, {"texts": [SECRET]})
+        check_error(refused, 429, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        assert (await http.get("/healthz")).status_code == 200
+        assert (await http.get("/v1/stats")).status_code == 200
+        service.may_answer.set()
+        assert [one.status_code for one in await asyncio.gather(*first)] == [200, 200]
+        assert (await classify(http, {"texts": ["a"]})).status_code == 200
+    assert len(service.callers) == 3
+
+
+async def test_a_late_loop_refuses_beside_many_requests_and_not_beside_few(
+    service: StubService,
+) -> None:
+    service.may_answer.clear()
+    async with client(create_api(service)) as http:
+        asked = [asyncio.create_task(classify(http, {"texts": ["a"]})) for _ in range(64)]
+        while len(service.callers) < 63:
+            await asyncio.sleep(0)
+        time.sleep(0.2)
+        while len(service.callers) < 64:
+            await asyncio.sleep(0)
+        time.sleep(0.2)
+        check_error(await classify(http, {"texts": ["a"]}), 429, "overloaded")
+        await asyncio.sleep(0.1)
+        late = asyncio.create_task(classify(http, {"texts": ["a"]}))
+        while len(service.callers) < 65:
+            await asyncio.sleep(0)
+        service.may_answer.set()
+        answers = await asyncio.gather(*asked, late)
+    assert {one.status_code for one in answers} == {200}
+
+
+async def test_an_early_refusal_reads_nothing_of_the_body(service: StubService) -> None:
+    async def never() -> AsyncIterator[Any]:
+        raise AssertionError("the body was read")
+        yield
+
+    sent = await drive(create_api(service, max_in_work=0), never(), post_scope())
+    check_error(response_of(sent), 429, "overloaded")
+
+
+async def test_places_are_given_back_whatever_becomes_of_a_request(service: StubService) -> None:
+    async with client(create_api(service, max_in_work=1)) as http:
+        for fails in (OverloadedError("full"), RuntimeError(SECRET), UnansweredError([0])):
+            service.fails = fails
+            assert (await classify(http, {"texts": ["a"]})).status_code >= 429
+        service.fails = None
+        service.may_answer.clear()
+        gone = asyncio.create_task(classify(http, {"texts": ["a"]}))
+        while len(service.callers) < 4:
+            await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        service.may_answer.set()
+        assert (await classify(http, {"texts": ["a"]})).status_code == 200
+
+
+async def test_an_answer_that_is_no_json_number_is_a_500_not_a_lie(service: StubService) -> None:
+    service.confidence = float("nan")
+    response = await ask(service, "POST", "/v1/classify", json={"texts": ["a"]})
+    check_error(response, 500, "internal")
+
+
+async def test_the_direct_route_answers_as_its_schema_says(service: StubService) -> None:
+    body = {"texts": ["a"] * 3, "explain": True}
+    response = await ask(service, "POST", "/v1/classify", json=body)
+    made = ClassifyOut.model_validate_json(response.content)
+    assert len(made.answers) == 3
+    assert response.headers["content-type"] == "application/json"
+    assert int(response.headers["content-length"]) == len(response.content)
+
+
+api_schema = schemathesis.openapi.from_asgi("/openapi.json", create_api(StubService()))
+
+
+@api_schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_is_sent_nothing_breaks(case: Any) -> None:
+    response = case.call()
+    assert response.status_code < 500
+    if response.status_code >= 400:
+        ErrorOut.model_validate(json.loads(response.content))

@@ -1,0 +1,1 @@
+"""The audit log -> what another policy would have done, and what nobody can know."""

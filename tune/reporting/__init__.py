@@ -1,0 +1,1 @@
+"""Tables and a selection -> figures, pictures and the report's page."""

@@ -1,0 +1,1 @@
+"""What a trial may vary -> trials on Ray Tune -> the points worth a choice."""
