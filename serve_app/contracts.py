@@ -4,7 +4,7 @@ What is made for every message is a NamedTuple, where it holds nothing that a re
 frozen dataclass takes four times as long to make.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from struct import pack, unpack
@@ -130,3 +130,35 @@ class Cached:
     reason: RouteReason
     trust: float
     signals: Mapping[str, float]
+
+
+# (texts, seconds left) -> what a tier says to each message: None where its model had no finite
+# answer.
+TierCall = Callable[[list[str], float], Awaitable[Sequence[Prediction | None]]]
+# What a message's sender gets: the answer, or why there is none.
+Outcome = Prediction | Exception
+
+
+class AbuseKind(StrEnum):
+    """What a key does."""
+
+    FLOOD = "flood"  # goes on asking when its rate refuses
+    SWEEP = "sweep"  # asks small changes of the same texts, one after the other
+    GARBAGE = "garbage"  # asks what is out of the domain, or sends what is no request
+
+
+class AbuseAction(StrEnum):
+    """What is done about it."""
+
+    SLOWED = "slowed"
+    BLOCKED = "blocked"
+
+
+@dataclass(frozen=True, slots=True)
+class AbuseEvent:
+    """For the monitor and the log: `key` is the id of an API key."""
+
+    key: str
+    kind: AbuseKind
+    action: AbuseAction
+    until_s: float

@@ -32,10 +32,10 @@ from cluster.files import new_folder, write_json
 from cluster.progress import Report, silent
 from cluster.settings import Settings
 from cluster.tracking import log_stage
-from serve_app.guard.prepare import TextTokenizer
-from train_jobs import probe
+from serve_app.model.tokenizer import TextTokenizer
 from train_jobs.data import Dataset, load_dataset
 from train_jobs.recipe import judged, token_rows
+from train_jobs.training import probe
 from train_jobs.training.checkpoints import HISTORY
 from train_jobs.training.encoders import (
     load_classifier,

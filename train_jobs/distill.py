@@ -23,7 +23,7 @@ from cluster.bundles import TOKENIZER
 from cluster.errors import ConfigError
 from cluster.progress import Report, silent
 from cluster.settings import Settings
-from serve_app.guard.prepare import TextTokenizer
+from serve_app.model.tokenizer import TextTokenizer
 from train_jobs.data import Dataset, load_dataset
 from train_jobs.student.augment import varied
 from train_jobs.student.quantize import rounded

@@ -1,13 +1,13 @@
 """Stage 3: an encoder and the `train` split -> where fine-tuning starts, and at which rate.
 
 A rate that was chosen on one data set does not carry over to another. So a linear probe of the
-encoder makes the first head (probe.py), and a few candidates, plain recipes among them, race
-against each other in short fits on the user's own rows: successive
-halving (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
+encoder makes the first head (train_jobs/training/probe.py), and a few candidates, plain recipes
+among them, race against each other in short fits on the user's own rows: successive halving
+(Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
 Optimization") on Ray Tune, its rungs in step, so that the same rows and seed make the same choice.
-They are judged on a tenth of
-`train`, held out by content hash: by accuracy, and of those within one standard error of the best
-by calibrated log-loss. The fit that follows learns from that tenth too.
+They are judged on a tenth of `train`, held out by content hash: by accuracy, and of those within
+one standard error of the best by calibrated log-loss. The fit that follows learns from that tenth
+too.
 """
 
 import gc
@@ -34,11 +34,11 @@ from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, relayed, silent
 from cluster.settings import Settings
 from cluster.tracking import log_stage
-from serve_app.guard.prepare import TextTokenizer
 from serve_app.model.classifier import softmax
-from train_jobs import probe
+from serve_app.model.tokenizer import TextTokenizer
 from train_jobs.calibrate import fit_temperature
 from train_jobs.data import Dataset, load_dataset
+from train_jobs.training import probe
 from train_jobs.training.checkpoints import NoBoard, Stage
 from train_jobs.training.encoders import (
     load_classifier,

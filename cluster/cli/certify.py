@@ -146,7 +146,7 @@ def replay(
 
     Example: firstline replay --policy candidate.json --since 7d
     """
-    from cluster.audit.write import parse_since
+    from cluster.audit.read import parse_since
     from cluster.registry import fetch_release
     from tune.off_policy import offline
     from tune.off_policy.logged import Served

@@ -44,7 +44,7 @@ def _raw_test(settings: Settings, samples: Path) -> tuple[list[str], list[str]]:
 
 def _traffic(settings: Settings, url: str, texts: Sequence[str], labels: Sequence[str]) -> float:
     """Real HTTP: the whole split in lists, feedback, then one by one; the accuracy seen."""
-    from serve_app.client.client import Firstline
+    from serve_app.client import Firstline
 
     with Firstline(url) as client:
         answers = client.classify(texts)
@@ -67,16 +67,16 @@ def demo(
     Example: firstline demo
     """
     from cluster.registry import fetch_release, promote
-    from serve_app.service import lifecycle as service
+    from serve_app.service import lifecycle
     from train_jobs.pipeline import configure, run
-    from train_jobs.samples import write_csv
+    from train_jobs.samples.generator import write_csv
     from tune.certificate.limits import Limits
     from tune.release import TuneConfig, write_report
 
     for name in _ELSEWHERE:  # the demo is this machine's alone
         os.environ.pop(name, None)
     settings = load_settings(load_settings().home / "demo")
-    service.stop(settings)
+    lifecycle.stop(settings)
     shutil.rmtree(settings.home, ignore_errors=True)
     settings.home.mkdir(parents=True)
     samples = settings.home / "samples.csv"
@@ -90,10 +90,10 @@ def demo(
     texts, labels = _raw_test(settings, samples)
     say("Serving it ...")
     try:
-        info = service.start(settings, release.id, serve_config(None, "127.0.0.1", _free_port()))
+        info = lifecycle.start(settings, release.id, serve_config(None, "127.0.0.1", _free_port()))
         seen = _traffic(settings, info.url, texts, labels)
     finally:
-        service.stop(settings)
+        lifecycle.stop(settings)
     _, figures = report_of_release(settings, release.id)
     data, page = write_report(release, figures, settings.home, worst(settings, release))
     show(figures)

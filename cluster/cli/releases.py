@@ -41,7 +41,7 @@ def releases_list(as_json: Json = False) -> None:
 
 def _routed(settings: Settings) -> Any:
     """What the service that runs here is told; None without one."""
-    from serve_app.service.process import is_alive, read_info
+    from serve_app.service.state import is_alive, read_info
 
     info = read_info(settings)
     return info.routed if info and is_alive(info) else None
@@ -89,11 +89,11 @@ def releases_show(release: Annotated[str, typer.Argument(help="Its id.")]) -> No
 
 def _move(settings: Settings, target: str, alias: Callable[[], Any]) -> None:
     """Moves a running service first, the alias after: the registry never names what is not up."""
-    from serve_app.service import lifecycle as service
+    from serve_app.service import lifecycle, releases
 
-    running = service.status(settings).running
+    running = lifecycle.status(settings).running
     if running:
-        service.promote(settings, target)
+        releases.promote(settings, target)
     alias()
     say(f"{target} is the champion{' and answers now' if running else ''}.")
 
@@ -128,11 +128,11 @@ def releases_canary(
     Example: firstline releases canary r-0123456789 --share 0.1
     """
     from cluster.registry import fetch_release
-    from serve_app.service import lifecycle as service
+    from serve_app.service import releases
 
     settings = load_settings()
     fetch_release(settings, release)
-    info = service.canary(settings, release, share, adaptive=adaptive)
+    info = releases.canary(settings, release, share, adaptive=adaptive)
     say(f"{release} answers {info.routed.releases[release]:.4g} of the users, {info.release} the "
         f"others. Compare them with GET {info.url}/v1/report; then `firstline releases promote "
         f"{release}`, or `firstline releases rollback`.")  # fmt: skip
@@ -149,14 +149,14 @@ def releases_shadow(
     Example: firstline releases shadow r-0123456789
     """
     from cluster.registry import fetch_release
-    from serve_app.service import lifecycle as service
+    from serve_app.service import releases
 
     if (release is None) != off:
         raise ConfigError("Give a release to see every message, or --off to end it, and not both.")
     settings = load_settings()
     if release is not None:
         fetch_release(settings, release)
-    info = service.shadow(settings, release)
+    info = releases.shadow(settings, release)
     say(f"{release} sees every message. What it would have answered: GET {info.url}/v1/report"
         if release else "No release sees messages in silence any more.")  # fmt: skip
 
@@ -171,11 +171,11 @@ def releases_rollback() -> None:
     Example: firstline releases rollback
     """
     from cluster.registry import rollback, rollback_target
-    from serve_app.service import lifecycle as service
+    from serve_app.service import releases
 
     settings = load_settings()
     routed = _routed(settings)
     if routed is not None and len(routed.releases) > 1:
-        say(f"{service.rollback(settings).release} answers alone again.")
+        say(f"{releases.rollback(settings).release} answers alone again.")
         return
     _move(settings, rollback_target(settings), lambda: rollback(settings))

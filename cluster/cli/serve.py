@@ -38,7 +38,7 @@ def serve(
     Example: firstline serve --port 8000
     """
     from cluster.registry import fetch_release, promote
-    from serve_app.service import lifecycle as service
+    from serve_app.service import lifecycle
 
     settings = load_settings()
     options = serve_config(config, host, port, allow_open)
@@ -51,9 +51,9 @@ def serve(
         say(f"Serving {info.release} at {info.url} (docs at {info.url}/docs).")
 
     if detach:
-        up(service.start(settings, wanted, options))
+        up(lifecycle.start(settings, wanted, options))
     else:
-        service.run(settings, wanted, options, on_ready=up)
+        lifecycle.run(settings, wanted, options, on_ready=up)
 
 
 def serve_config(file: Path | None, host: str, port: int, allow_open: bool = False) -> Any:
@@ -72,11 +72,11 @@ def serve_config(file: Path | None, host: str, port: int, allow_open: bool = Fal
 
 
 def _url(settings: Settings, url: str | None) -> str:
-    from serve_app.service import lifecycle as service
+    from serve_app.service import lifecycle
 
     if url:
         return url
-    info = service.status(settings).info
+    info = lifecycle.status(settings).info
     if info is None:
         raise ServiceError("No service is running here. Start one with `firstline serve`.")
     return str(info.url)
@@ -86,7 +86,7 @@ def read_texts(
     file: Path, text_column: str, label_column: str | None
 ) -> tuple[list[str], list[str]]:
     from serve_app.guard.prepare import normalise
-    from train_jobs.data import read_rows
+    from train_jobs.rows import read_rows
 
     columns = [text_column, *([label_column] if label_column else [])]
     rows = [values for _, values in read_rows(file, columns)]
@@ -115,7 +115,7 @@ def classify(
     Example: firstline classify "Where is my card?"
     """
     from cluster.files import write_text
-    from serve_app.client.client import Firstline
+    from serve_app.client import Firstline
     from serve_app.decide.explain import lines
 
     if bool(texts) == bool(file):
@@ -173,7 +173,7 @@ def explain(
     """
     from cluster.registry import fetch_release
     from serve_app.cascade.local import explain_locally
-    from serve_app.client.client import Firstline
+    from serve_app.client import Firstline
     from serve_app.decide.explain import lines
 
     settings = load_settings()
@@ -197,9 +197,9 @@ def status(as_json: Json = False) -> None:
 
     Example: firstline status
     """
-    from serve_app.service import lifecycle as service
+    from serve_app.service import lifecycle
 
-    found = service.status(load_settings())
+    found = lifecycle.status(load_settings())
     if as_json:
         print_json(found.model_dump(mode="json"))
     elif not found.running or found.info is None:
@@ -220,9 +220,9 @@ def stop() -> None:
 
     Example: firstline stop
     """
-    from serve_app.service import lifecycle as service
+    from serve_app.service import lifecycle
 
-    say("Stopped." if service.stop(load_settings()) else "No service was running.")
+    say("Stopped." if lifecycle.stop(load_settings()) else "No service was running.")
 
 
 @commands.command()
@@ -236,7 +236,7 @@ def compact(
     """
     from datetime import UTC, datetime, timedelta
 
-    from cluster.audit.write import compact as pack
+    from cluster.audit.compact import compact as pack
 
     before = datetime.now(UTC).date() - timedelta(days=days - 1)
     made = pack(load_settings().audit_dir, before)

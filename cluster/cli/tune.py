@@ -62,7 +62,7 @@ def tuned(settings: Settings, config: Any) -> Any:
     from train_jobs.pipeline import timed
     from tune.certificate.certify import require_rows
     from tune.certificate.recertify import USED_SPLITS
-    from tune.learned import pool as scorers
+    from tune.learned import pool as pools
     from tune.release import SPLITS, Pair, Split, certified, make, sweep, tables
 
     last = last_run(settings)
@@ -87,7 +87,7 @@ def tuned(settings: Settings, config: Any) -> Any:
         made = tables(pair, splits, settings, report)
     config.wanted(made["tune"]).check()
     with timed("scorers", stages_s) as report:
-        pool = scorers.pool(made["tune"], made["calibration"], report)
+        pool = pools.pool(made["tune"], made["calibration"], report)
     with timed("sweep", stages_s) as report, connected(settings):
         result = sweep(config, made["tune"], pool, settings, report)
     with timed("certify", stages_s):

@@ -22,13 +22,14 @@ router judges what it sees itself.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import islice
 from math import inf
 from random import SystemRandom
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serve_app.contracts import AbuseAction, AbuseEvent, AbuseKind
 
 _WORD: Final = re.compile(r"\w+")
 _MAX_CHARS: Final = 512  # of a text, for the sketch
@@ -39,31 +40,6 @@ _CLOSE_AFTER: Final = 3  # different texts with one of the hashes: then it is on
 _SKETCHED: Final = 1024  # texts remembered per key
 _SAMPLE: Final = 16  # texts of a request that are looked at
 _DRAW: Final = SystemRandom()
-
-
-class AbuseKind(StrEnum):
-    """What a key does."""
-
-    FLOOD = "flood"  # goes on asking when its rate refuses
-    SWEEP = "sweep"  # asks small changes of the same texts, one after the other
-    GARBAGE = "garbage"  # asks what is out of the domain, or sends what is no request
-
-
-class AbuseAction(StrEnum):
-    """What is done about it."""
-
-    SLOWED = "slowed"
-    BLOCKED = "blocked"
-
-
-@dataclass(frozen=True, slots=True)
-class AbuseEvent:
-    """For the monitor and the log: `key` is the id of an API key."""
-
-    key: str
-    kind: AbuseKind
-    action: AbuseAction
-    until_s: float
 
 
 class AbuseRule(BaseModel):

@@ -14,7 +14,6 @@ What is asked of `over(service)` is taken from the key's texts, and looked at fo
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +22,13 @@ from typing import Annotated, Any, Final, Protocol
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from cluster.errors import FirstlineError
 from serve_app.access.abuse import Abuse
 from serve_app.access.keys import ApiKey, Keys, Scope
 from serve_app.access.rate_limits import Allowance, Rates
-from serve_app.cascade.work import Answered
 from serve_app.contracts import Caller, RouteReason
-
-log = logging.getLogger(__name__)
+from serve_app.decide.answered import Answered
+from serve_app.errors import RefusedError
+from serve_app.request_limits import MAX_DEADLINE_MS
 
 OPEN_PATHS: Final = frozenset(
     {
@@ -40,7 +38,6 @@ OPEN_PATHS: Final = frozenset(
 )  # fmt: skip
 ANONYMOUS: Final = "anonymous"
 VISIT: Final = "firstline.visit"  # where the ASGI scope carries the Visit
-MAX_DEADLINE_MS: Final = 60_000
 # An answer below this share of certainty says that no label fits; so does the edge's distance.
 _GARBAGE_CONFIDENCE: Final = 0.1
 _BEARER_PREFIX: Final = b"bearer "
@@ -50,18 +47,6 @@ _BEARER: Final = HTTPBearer(
     description="`fl_...`, from `firstline keys add`; X-API-Key takes it too. Wanted where keys "
     "are set.",
 )
-
-
-class RefusedError(FirstlineError):
-    """A request that is not let in, with the HTTP status, code and headers of its refusal."""
-
-    def __init__(
-        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.headers = dict(headers or {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from cluster.errors import ConfigError
-from cluster.redis_store import TIMEOUT_S, Pause
+from serve_app.redis_store import TIMEOUT_S, Pause
 
 log = logging.getLogger(__name__)
 

@@ -31,17 +31,18 @@ from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Any, Final, Protocol
 
-from cluster.audit.write import AuditRecord
-from cluster.errors import FirstlineError, ModelOutputError
+from cluster.audit.records import AuditRecord
+from cluster.errors import ModelOutputError
 from serve_app.cascade.cache import Cache, NoCache, cacheable
 from serve_app.cascade.escalation import OPEN_DOOR, Door
-from serve_app.cascade.work import Answered, Clerk, Timer, Work
-from serve_app.contracts import Caller, Message, Prediction, Route, RouteReason
+from serve_app.cascade.work import Clerk, Timer, Work
+from serve_app.contracts import Caller, Message, Outcome, Prediction, Route, RouteReason
+from serve_app.decide.answered import Answered
 from serve_app.decide.cost import Prices
 from serve_app.decide.explain import Alternative, Explanation, blinded, explain, preview
 from serve_app.decide.policy import RouterPolicy
+from serve_app.errors import EmptyTextsError, OverloadedError, UnansweredError
 from serve_app.guard.prepare import prepare
-from serve_app.tiers.batching import Outcome, OverloadedError
 
 log = logging.getLogger(__name__)
 
@@ -65,25 +66,6 @@ class Ask(Protocol):
 
 def _always_room(count: int, timeout_s: float | None = None) -> None:
     """A tier that never refuses."""
-
-
-class EmptyTextsError(FirstlineError):
-    """Texts in which nothing is left after normalising."""
-
-    def __init__(self, indices: Sequence[int]) -> None:
-        super().__init__(f"{len(indices)} of the texts have no visible character. Leave them out.")
-        self.indices = tuple(indices)
-
-
-class UnansweredError(FirstlineError):
-    """Messages that no tier which may see them could answer; so no answer of the request leaves."""
-
-    def __init__(self, indices: Sequence[int]) -> None:
-        super().__init__(
-            f"{len(indices)} of the texts got no answer from any tier that may see them, so the "
-            "request has none. Try again, or send the others without them."
-        )
-        self.indices = tuple(indices)
 
 
 class Audit(Protocol):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Protocol
 
-from cluster.audit.write import Record
+from cluster.audit.records import Record
 from cluster.errors import AuditError
 
 log = logging.getLogger(__name__)

@@ -25,10 +25,10 @@ from typing import Any, Final, Protocol
 from cachetools import TTLCache
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.audit.write import TextHasher
-from cluster.redis_store import SharedStore, derive_key
+from cluster.audit.keyed_hash import TextHasher
 from serve_app.contracts import Cached, Message, Route, RouteReason
 from serve_app.decide.signals import SIGNALS
+from serve_app.redis_store import SharedStore, derive_key
 
 # A format's version: routers of two versions may share a Redis while one replaces the other.
 _NAMESPACE: Final = "cache:1:"

@@ -16,12 +16,12 @@ from enum import StrEnum
 from typing import Final
 
 from cluster.errors import ModelOutputError
-from serve_app.contracts import Prediction
-from serve_app.tiers.batching import DeadlineError, Outcome, OverloadedError
+from serve_app.contracts import Outcome, Prediction
+from serve_app.errors import DeadlineError, OverloadedError
 
 Clock = Callable[[], float]
 
-_MINUTE_S: Final = 60.0
+MINUTE_S: Final = 60.0
 
 
 class RecentCount:
@@ -183,79 +183,3 @@ class CircuitBreaker:
         self._consecutive = 0
         self._successes.clear()
         self._failures.clear()
-
-
-# ---- everything is suddenly hard ----------------------------------------------------------------
-
-
-def default_budget_share(cloud_share: float) -> float:
-    """The share that a certified policy sends to the cloud -> the share it may send.
-
-    Three times as much, at least 0.1. Chance does not reach it: of messages that come one by one, a
-    run of hard ones outruns a bucket of b, refilled at three times their share, with a probability
-    below exp(-1.9 b) (Lundberg's bound), and b is at least the floor, 300; the bucket grows with
-    the traffic for lists whose messages are hard together. Nor does a drift of what customers
-    write, which the monitor reports long before it has tripled. Where a third or more is escalated
-    anyway there is no cap: a storm could not triple the bill.
-    """
-    return min(1.0, max(0.1, 3.0 * cloud_share))
-
-
-class EscalationBudget:
-    """`budget.take(seen, wanted)` -> how many of the wanted messages may go to the cloud.
-
-    A token bucket that traffic fills: `share` of a token per message seen, and `floor_per_min`
-    tokens a minute whatever comes, so that little traffic is never capped. It holds the floor and
-    the share of the last minute's messages, so that a storm gets at most a minute's budget at once,
-    first come, first served, and after that `share` of the traffic.
-
-    Args:
-        share: of all messages; see `default_budget_share`.
-        floor_per_min: more than one request's texts, so that one hard list on a quiet service
-            passes.
-        max_per_min: what never is exceeded in any minute, whatever the traffic; None: no such cap.
-    """
-
-    def __init__(
-        self,
-        clock: Clock,
-        *,
-        share: float,
-        floor_per_min: int = 300,
-        max_per_min: int | None = None,
-    ) -> None:
-        self._clock = clock
-        self._share = share
-        self._floor_per_min = floor_per_min
-        self._max_per_min = max_per_min
-        self._seen = RecentCount(_MINUTE_S)
-        self._used = RecentCount(_MINUTE_S)
-        self._tokens = float(floor_per_min)
-        self._filled_s = clock()
-        self.refused = 0
-
-    def take(self, seen: int, wanted: int) -> int:
-        """Args: seen: messages of a request, whatever their route; wanted: of these, the hard."""
-        now_s = self._clock()
-        self._fill(seen, now_s)
-        allowed = min(wanted, int(self._tokens))
-        if self._max_per_min is not None:
-            allowed = min(allowed, max(0, self._max_per_min - self._used.total(now_s)))
-        self._tokens -= allowed
-        if self._max_per_min is not None:
-            self._used.add(allowed, now_s)
-        self.refused += wanted - allowed
-        return allowed
-
-    def give_back(self, count: int) -> None:
-        """Of what was taken, and then did not go."""
-        self._tokens += count
-        if self._max_per_min is not None:
-            self._used.add(-count, self._clock())
-
-    def _fill(self, seen: int, now_s: float) -> None:
-        self._seen.add(seen, now_s)
-        flow = self._floor_per_min * (now_s - self._filled_s) / _MINUTE_S + self._share * seen
-        size = self._floor_per_min + self._share * self._seen.total(now_s)
-        self._tokens = min(size, self._tokens + flow)
-        self._filled_s = now_s

@@ -2,30 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from cluster.audit.write import AuditRecord
+from cluster.audit.records import AuditRecord
 from serve_app.contracts import Cached, Decision, Message, Prediction, Route, RouteReason
+from serve_app.decide.answered import Answered
 from serve_app.decide.cost import Prices
 from serve_app.decide.explain import Explanation
 from serve_app.decide.policy import RouterPolicy, decide
 from serve_app.decide.signals import signals
-
-
-class Answered(NamedTuple):
-    """What leaves for one text. `label` is None in a preview."""
-
-    id: str
-    label: str | None
-    confidence: float
-    route: Route
-    reason: RouteReason
-    cost_usd: float
-    latency_ms: float
-    release: str
-    degraded: bool
-    cached: bool = False
-    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,33 @@ those of `serve_app.client.exchange`.
 """
 
 import asyncio
-import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Final, Generic, NoReturn, NotRequired, Self, TypedDict, TypeVar, Unpack
-from urllib.parse import quote
+from typing import Any, Self, Unpack
 
 import httpx
 
-from cluster.errors import DataError, ServiceError
+from serve_app.client.calls import (
+    READY,
+    Answer,
+    Options,
+    Plan,
+    T,
+    batches,
+    cancel_call,
+    classify_call,
+    explain_call,
+    feedback_call,
+    get_call,
+    job_path,
+    listed,
+    parsed,
+    results_call,
+    row_of,
+    submit_call,
+)
 from serve_app.client.exchange import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUTS,
@@ -38,134 +52,8 @@ from serve_app.client.exchange import (
     UnavailableError,
     UnreachableError,
     in_time,
-    json_call,
     request_of,
 )
-
-MAX_TEXTS: Final = 256
-
-T = TypeVar("T")
-
-
-# ---- what goes and what comes -------------------------------------------------------------------
-
-
-class Answer(TypedDict):
-    """What came of one text. `label` is None with `route_only`, and only then."""
-
-    id: str
-    label: str | None
-    confidence: float
-    route: str
-    reason: str
-    cost_usd: float
-    latency_ms: float
-    release: str
-    degraded: bool
-    cached: bool
-    explanation: NotRequired[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class _Plan(Generic[T]):
-    """A request, and its answer's JSON -> what the caller gets."""
-
-    call: Call
-    parse: Callable[[Any], T]
-
-
-class Options(TypedDict, total=False):
-    """What may be asked of a classification, beside the texts."""
-
-    explain: bool  # say why
-    route_only: bool  # a preview: the cloud is not paid, there is no label
-    user_id: str  # whose release stays the same while several are compared; never kept
-    deadline_ms: float  # how long each request may take; the service is told
-
-
-def _classify(texts: Sequence[str], **options: Unpack[Options]) -> _Plan[list[Answer]]:
-    deadline_ms = options.pop("deadline_ms", None)
-
-    def parse(value: Any) -> list[Answer]:
-        answers: list[Answer] = value["answers"]
-        if len(answers) != len(texts):
-            raise ServiceError(f"{len(answers)} answers came to {len(texts)} texts.")
-        return answers
-
-    return _Plan(
-        json_call("/v1/classify", {"texts": texts, **options}, deadline_ms=deadline_ms), parse
-    )
-
-
-def _explain(text: str) -> _Plan[Mapping[str, Any]]:
-    plan = _classify([text], explain=True, route_only=True)
-    return _Plan(plan.call, lambda value: plan.parse(value)[0]["explanation"])
-
-
-def _feedback(answer_id: str, label: str) -> _Plan[None]:
-    # The newest label of an answer counts, so the same one twice is one.
-    return _Plan(json_call("/v1/feedback", {"id": answer_id, "label": label}), lambda _: None)
-
-
-def _get(path: str, **options: Any) -> _Plan[Mapping[str, Any]]:
-    return _Plan(Call(method="GET", path=path, **options), dict)
-
-
-def _submit(texts: Iterable[str] | None, file: str | None) -> _Plan[Mapping[str, Any]]:
-    if (texts is None) == (file is None):
-        raise DataError("Give a job either texts or a file, and not both.")
-    body = {"file": file} if texts is None else {"texts": _listed(texts)}
-    return _Plan(json_call("/v1/jobs", body, repeatable=False), dict)
-
-
-def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
-
-
-def _cancel(job_id: str) -> _Plan[None]:
-    return _Plan(Call(method="DELETE", path=_job_path(job_id)), lambda _: None)
-
-
-def _results(job_id: str) -> Call:
-    return Call(method="GET", path=f"{_job_path(job_id)}/results", stream=True)
-
-
-_READY: Final = _get("/readyz", patient=False)
-
-
-def _listed(texts: Iterable[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise DataError("One string was given where a list of texts was expected. Write [text].")
-    return list(texts)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    if isinstance(texts, str):
-        _listed(texts)
-    rest = iter(texts)
-    while batch := list(islice(rest, MAX_TEXTS)):
-        yield batch
-
-
-def _parsed(plan: _Plan[T], reply: Reply) -> T:
-    try:
-        return plan.parse(json.loads(reply.content) if reply.content else None)
-    except (ValueError, KeyError, TypeError, IndexError):
-        _not_ours(plan.call.path)
-
-
-def _row(line: str, path: str) -> Mapping[str, Any]:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        _not_ours(path)
-
-
-def _not_ours(path: str) -> NoReturn:
-    raise ServiceError(
-        f"What came from {path} is not what Firstline sends. Is another service at this address?"
-    ) from None
-
 
 # ---- sync ---------------------------------------------------------------------------------------
 
@@ -205,20 +93,20 @@ class Firstline(Client):
 
     def classify(self, texts: Sequence[str], **options: Unpack[Options]) -> list[Answer]:
         """One answer per text, in order, from as many requests as it takes."""
-        return list(self.classify_many(_listed(texts), **options))
+        return list(self.classify_many(listed(texts), **options))
 
     def classify_many(self, texts: Iterable[str], **options: Unpack[Options]) -> Iterator[Answer]:
         """The same for any iterable, read and answered 256 texts at a time."""
-        for batch in _batches(texts):
-            yield from self._do(_classify(batch, **options))
+        for batch in batches(texts):
+            yield from self._do(classify_call(batch, **options))
 
     def explain(self, text: str) -> Mapping[str, Any]:
         """Why this text would go where, by a preview: the cloud is not paid."""
-        return self._do(_explain(text))
+        return self._do(explain_call(text))
 
     def feedback(self, answer_id: str, label: str) -> None:
         """Tells the right label of an answer."""
-        self._do(_feedback(answer_id, label))
+        self._do(feedback_call(answer_id, label))
 
     def timed(self, texts: Sequence[str]) -> Iterator[float]:
         """End-to-end milliseconds of one text per request, one after another."""
@@ -229,20 +117,20 @@ class Firstline(Client):
 
     def stats(self) -> Mapping[str, Any]:
         """The monitor's figures."""
-        return self._do(_get("/v1/stats"))
+        return self._do(get_call("/v1/stats"))
 
     def report(self) -> Mapping[str, Any]:
         """Figures, alerts, trends, health."""
-        return self._do(_get("/v1/report"))
+        return self._do(get_call("/v1/report"))
 
     def release(self) -> Mapping[str, Any]:
         """What answers, and its certificate."""
-        return self._do(_get("/v1/release"))
+        return self._do(get_call("/v1/release"))
 
     def ready(self) -> bool:
         """Whether the service can answer now; asked once."""
         try:
-            self._do(_READY)
+            self._do(READY)
         except (UnreachableError, UnavailableError):
             return False
         return True
@@ -251,28 +139,28 @@ class Firstline(Client):
         self, texts: Iterable[str] | None = None, *, file: str | None = None
     ) -> Mapping[str, Any]:
         """Starts a job on texts, or on a file under the service's storage; its `id` and state."""
-        return self._do(_submit(texts, file))
+        return self._do(submit_call(texts, file))
 
     def job(self, job_id: str) -> Mapping[str, Any]:
         """How far a job is."""
-        return self._do(_get(_job_path(job_id)))
+        return self._do(get_call(job_path(job_id)))
 
     def job_results(self, job_id: str) -> Iterator[Mapping[str, Any]]:
         """A job's rows, one by one as they come."""
-        call = _results(job_id)
+        call = results_call(job_id)
         with closing(self._run(call).response) as response:
             try:
                 for line in response.iter_lines():
-                    yield _row(line, call.path)
+                    yield row_of(line, call.path)
             except httpx.RequestError as error:
                 raise self.error(call, error) from None
 
     def cancel_job(self, job_id: str) -> None:
         """Stops a job, and forgets its results."""
-        self._do(_cancel(job_id))
+        self._do(cancel_call(job_id))
 
-    def _do(self, plan: _Plan[T]) -> T:
-        return _parsed(plan, self._run(plan.call))
+    def _do(self, plan: Plan[T]) -> T:
+        return parsed(plan, self._run(plan.call))
 
     def _run(self, call: Call) -> Reply:
         exchange = self.exchange(call)
@@ -333,7 +221,7 @@ class AsyncFirstline(Client):
         self, texts: Sequence[str], *, concurrency: int = 4, **options: Unpack[Options]
     ) -> list[Answer]:
         """One answer per text, in order, from as many requests as it takes."""
-        many = self.classify_many(_listed(texts), concurrency=concurrency, **options)
+        many = self.classify_many(listed(texts), concurrency=concurrency, **options)
         return [answer async for answer in many]
 
     async def classify_many(
@@ -342,8 +230,8 @@ class AsyncFirstline(Client):
         """The same for any iterable; at most so many requests are out or wait to be read."""
         asked: deque[asyncio.Task[list[Answer]]] = deque()
         try:
-            for batch in _batches(texts):
-                asked.append(asyncio.create_task(self._do(_classify(batch, **options))))
+            for batch in batches(texts):
+                asked.append(asyncio.create_task(self._do(classify_call(batch, **options))))
                 if len(asked) >= concurrency:
                     for answer in await asked.popleft():
                         yield answer
@@ -357,28 +245,28 @@ class AsyncFirstline(Client):
 
     async def explain(self, text: str) -> Mapping[str, Any]:
         """Why this text would go where, by a preview: the cloud is not paid."""
-        return await self._do(_explain(text))
+        return await self._do(explain_call(text))
 
     async def feedback(self, answer_id: str, label: str) -> None:
         """Tells the right label of an answer."""
-        await self._do(_feedback(answer_id, label))
+        await self._do(feedback_call(answer_id, label))
 
     async def stats(self) -> Mapping[str, Any]:
         """The monitor's figures."""
-        return await self._do(_get("/v1/stats"))
+        return await self._do(get_call("/v1/stats"))
 
     async def report(self) -> Mapping[str, Any]:
         """Figures, alerts, trends, health."""
-        return await self._do(_get("/v1/report"))
+        return await self._do(get_call("/v1/report"))
 
     async def release(self) -> Mapping[str, Any]:
         """What answers, and its certificate."""
-        return await self._do(_get("/v1/release"))
+        return await self._do(get_call("/v1/release"))
 
     async def ready(self) -> bool:
         """Whether the service can answer now; asked once."""
         try:
-            await self._do(_READY)
+            await self._do(READY)
         except (UnreachableError, UnavailableError):
             return False
         return True
@@ -387,19 +275,19 @@ class AsyncFirstline(Client):
         self, texts: Iterable[str] | None = None, *, file: str | None = None
     ) -> Mapping[str, Any]:
         """Starts a job on texts, or on a file under the service's storage; its `id` and state."""
-        return await self._do(_submit(texts, file))
+        return await self._do(submit_call(texts, file))
 
     async def job(self, job_id: str) -> Mapping[str, Any]:
         """How far a job is."""
-        return await self._do(_get(_job_path(job_id)))
+        return await self._do(get_call(job_path(job_id)))
 
     async def job_results(self, job_id: str) -> AsyncIterator[Mapping[str, Any]]:
         """A job's rows, one by one as they come."""
-        call = _results(job_id)
+        call = results_call(job_id)
         response = (await self._run(call)).response
         try:
             async for line in response.aiter_lines():
-                yield _row(line, call.path)
+                yield row_of(line, call.path)
         except httpx.RequestError as error:
             raise self.error(call, error) from None
         finally:
@@ -407,10 +295,10 @@ class AsyncFirstline(Client):
 
     async def cancel_job(self, job_id: str) -> None:
         """Stops a job, and forgets its results."""
-        await self._do(_cancel(job_id))
+        await self._do(cancel_call(job_id))
 
-    async def _do(self, plan: _Plan[T]) -> T:
-        return _parsed(plan, await self._run(plan.call))
+    async def _do(self, plan: Plan[T]) -> T:
+        return parsed(plan, await self._run(plan.call))
 
     async def _run(self, call: Call) -> Reply:
         exchange = self.exchange(call)

@@ -29,10 +29,10 @@ from typing import Any, Final
 import httpx
 
 from cluster.errors import ConfigError, DataError, ServiceError
+from serve_app.request_limits import MAX_DEADLINE_MS
 
 API_KEY: Final = "FIRSTLINE_API_KEY"
 _MAX_CONNECTIONS: Final = 100
-_MAX_DEADLINE_MS: Final = 60_000  # that the service takes in its header
 
 
 class UnreachableError(ServiceError):
@@ -220,7 +220,7 @@ class Client:
         left_s = max(left_s, 1e-3)
         read_s = min(self._timeouts.read_s, left_s)
         timeout = httpx.Timeout(read_s, connect=min(self._timeouts.connect_s, left_s))
-        left_ms = min(ceil(left_s * 1e3), _MAX_DEADLINE_MS)
+        left_ms = min(ceil(left_s * 1e3), MAX_DEADLINE_MS)
         deadline = {} if call.deadline_ms is None else {"X-Deadline-Ms": str(left_ms)}
         return Send(call, {**call.headers, **deadline}, timeout, left_s)
 

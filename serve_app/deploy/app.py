@@ -22,14 +22,12 @@ from cluster.settings import Settings, load_settings
 from serve_app.decide.explain import load_alternatives
 from serve_app.decide.policy import policy_of
 from serve_app.deploy.config import ReleaseArgs, RouterArgs, TierConfig
-from serve_app.deploy.router import CARD, Router, release_app
+from serve_app.deploy.names import CARD, LATEST, ROUTER, release_app
+from serve_app.deploy.router import Router
 from serve_app.tiers.autoscaling import by_lists
 from serve_app.tiers.least_outstanding import LeastOutstanding
 from serve_app.tiers.replica import Tier
 
-ROUTER_APP: Final = "firstline-router"
-ROUTER: Final = "router"
-LATEST: Final = "latest"
 _ROUTERS: Final = 8  # that may ask a tier at once
 # An update starts as many new replicas as there are before it stops the old ones.
 _SURGE_PERCENT: Final = 100

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from serve_app.access.abuse import AbuseConfig
 from serve_app.access.rate_limits import RateConfig
 from serve_app.cascade.cache import CacheConfig
-from serve_app.cascade.circuit_breaker import CircuitBreaker, EscalationBudget, default_budget_share
+from serve_app.cascade.circuit_breaker import CircuitBreaker
+from serve_app.cascade.escalation import EscalationBudget, default_budget_share
 from serve_app.http.idempotency import IdempotencyConfig
-from serve_app.http.routes import MAX_TEXTS
 from serve_app.jobs.runner import JobsConfig
+from serve_app.request_limits import MAX_TEXTS
 
 MAX_EXPLORE_SHARE: Final = 0.5
 _RELEASES_UP: Final = 4  # the champion, the one before, a canary and a shadow

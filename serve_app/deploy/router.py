@@ -10,24 +10,21 @@ requests in flight finish on what they began with.
 import asyncio
 import logging
 import math
-import os
 import time
-from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
-from cluster.audit.write import AuditLog, FeedbackRecord, TextHasher, load_key
-from cluster.bundles import Role
+from cluster.audit.keyed_hash import TextHasher, load_key
+from cluster.audit.records import FeedbackRecord
+from cluster.audit.write import AuditLog
 from cluster.errors import ServiceError
-from cluster.redis_store import SharedStore
-from cluster.settings import Settings, load_settings
+from cluster.settings import load_settings
 from serve_app.access import keys as api_keys
 from serve_app.access.abuse import Abuse
 from serve_app.access.admission import Admission
@@ -37,39 +34,35 @@ from serve_app.cascade.audit_writer import Journal
 from serve_app.cascade.cache import make_cache
 from serve_app.cascade.escalation import Door
 from serve_app.cascade.traffic import Routed, Traffic
-from serve_app.cascade.work import Answered
 from serve_app.contracts import Caller
+from serve_app.decide.answered import Answered
 from serve_app.decide.cost import Prices
 from serve_app.decide.explain import Alternative
 from serve_app.decide.policy import RouterPolicy
-from serve_app.deploy.config import RouterArgs, TierConfig
+from serve_app.deploy.config import RouterArgs
+from serve_app.deploy.names import CARD
+from serve_app.deploy.wiring import (
+    CARD_WAIT_S,
+    DRAW,
+    gatherer_of,
+    handle_of,
+    ids,
+    missing_of,
+    store_of,
+    within,
+)
 from serve_app.http.idempotency import Idempotency
 from serve_app.http.open_inference import add_v2
 from serve_app.http.routes import create_api
 from serve_app.jobs.routes import Jobs, add_jobs
 from serve_app.jobs.runner import RayRunner
 from serve_app.monitor.client import MonitorLink
-from serve_app.tiers import gc_settings as garbage
-from serve_app.tiers.batching import Gatherer
-from serve_app.tiers.local_socket import lines_of
-from serve_app.tiers.retry import Hop, call_of
+from serve_app.tiers import gc_settings
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-CARD: Final = "card"
-_CARD_WAIT_S: Final = 120.0
-_READY_WAIT_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.5
-_DRAW: Final = Random().random  # noqa: S311 - chance, and no secret
-_IDS_AT_ONCE: Final = 1024
 _MAX_SHADOWED: Final = 16  # requests that shadows work on; what comes then, they do not see
-
-
-def release_app(release_id: str) -> str:
-    """The name of the application that serves a release."""
-    return f"release-{release_id}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ class _Routing:
     answerers: Mapping[str, Answerer] = field(repr=False)
 
     def pick(self, caller: Caller) -> Answerer:
-        return self.answerers[self.traffic.assign(caller.user, _DRAW())]
+        return self.answerers[self.traffic.assign(caller.user, DRAW())]
 
     @property
     def champion(self) -> Answerer:
@@ -107,7 +100,7 @@ class Router:
         self._log = AuditLog(settings.audit_dir, f"router-{replica}")
         self._journal = Journal(self._log)
         self._key = load_key(settings.home / "audit.key", settings.audit_key)
-        self._store = _store(settings, self._key)
+        self._store = store_of(settings, self._key)
         self._cache = make_cache(args.cache, self._key, self._store)
         self._idempotency = Idempotency(args.idempotency, self._key, self._store)
         self._monitor = MonitorLink(settings)
@@ -142,7 +135,7 @@ class Router:
         self._looked_s = -math.inf
         if is_first:
             self._behind(self._jobs.resume())
-            garbage.settle()
+            gc_settings.settle()
         self._monitor.use(self._routing.champion.release.prices, self._routing.weights)
 
     async def __del__(self) -> None:
@@ -156,24 +149,24 @@ class Router:
         self._log.close()
 
     async def _answerer(self, name: str) -> Answerer:
-        card = await _within(_CARD_WAIT_S, _handle(name, CARD).describe.remote())
+        card = await within(CARD_WAIT_S, handle_of(name, CARD).describe.remote())
         return Answerer(
             self._served(name, card),
             audit=self._journal,
             emitter=self._monitor,
             hash_text=TextHasher(self._key),
-            new_id=_ids().__next__,
+            new_id=ids().__next__,
             clock=time.monotonic,
             now=time.time,
             pool=self._pool,
             explore_share=self._args.explore_share,
-            draw=_DRAW,
+            draw=DRAW,
         )
 
     def _served(self, name: str, card: Mapping[str, Any]) -> ServedRelease:
         args = self._args
         cloud_share = 1.0 - float(card["certificate"]["edge_share"]) + args.explore_share
-        edge = _gatherer(name, "edge", card, args.edge)
+        edge = gatherer_of(name, "edge", card, args.edge)
         return ServedRelease(
             id=card["id"],
             app=name,
@@ -182,7 +175,7 @@ class Router:
             labels=tuple(card["labels"]),
             alternatives=tuple(map(Alternative.model_validate, card["alternatives"])),
             edge=edge,
-            cloud=_gatherer(name, "cloud", card, args.cloud),
+            cloud=gatherer_of(name, "cloud", card, args.cloud),
             room=edge.check,
             door=Door(
                 args.breaker.made(time.monotonic), args.budget.made(time.monotonic, cloud_share)
@@ -259,7 +252,7 @@ class Router:
                 routing = self._routing
                 names = routing.traffic.routed.releases
                 routed = [routing.answerers[name].release for name in names]
-                found = await asyncio.gather(*map(_missing, routed))
+                found = await asyncio.gather(*map(missing_of, routed))
                 self._missing = [problem for problems in found for problem in problems]
                 if routing is self._routing:  # else it is an answer about what was routed before
                     self._looked_s = time.monotonic()
@@ -282,14 +275,6 @@ class Router:
         return bytes(await self._monitor.ask("prometheus"))
 
 
-def _ids() -> Iterator[str]:
-    """32 hex digits each, that nobody can guess. The system gives many at once: asking it lets go
-    of the GIL, and a busy process waits until it has it back."""
-    while True:
-        drawn = os.urandom(16 * _IDS_AT_ONCE).hex()
-        yield from (drawn[at : at + 32] for at in range(0, len(drawn), 32))
-
-
 async def _quietly(shadow: Answerer, texts: Sequence[str], answered: Sequence[Answered]) -> None:
     try:
         await shadow.shadow(texts, answered)
@@ -297,49 +282,5 @@ async def _quietly(shadow: Answerer, texts: Sequence[str], answered: Sequence[An
         log.warning("The shadow %s saw nothing: %s.", shadow.release.id, type(error).__name__)
 
 
-async def _missing(release: ServedRelease) -> list[str]:
-    try:
-        held = await _within(_READY_WAIT_S, _handle(release.app, CARD).ready.remote())
-    except Exception as error:  # noqa: BLE001 - whatever keeps it from answering is the answer
-        log.info("Not ready: %r", error)
-        return [f"release {release.id}: a tier does not answer within {_READY_WAIT_S:g} s"]
-    wanted = release.card["bundles"]
-    return [
-        f"release {release.id}: the {tier} holds another bundle than the policy's"
-        for tier in wanted
-        if held[tier] != wanted[tier]
-    ]
-
-
-def _store(settings: Settings, key: bytes) -> SharedStore | None:
-    return SharedStore(settings.redis_url, key) if settings.redis_url.get_secret_value() else None
-
-
-def _gatherer(name: str, role: Role, card: Mapping[str, Any], config: TierConfig) -> Gatherer:
-    lines = lines_of(f"{release_app(name)}/{role}")
-    return Gatherer(
-        Hop(call_of(_handle(name, role), lines, card["bundles"][role])),
-        max_in_flight=config.max_in_flight,
-        max_batch=config.max_batch,
-        max_queued=config.max_queued,
-        max_wait_s=config.max_wait_s,
-        worth_a_call=config.worth_a_call,
-        timeout_s=config.timeout_s,
-    )
-
-
 def _json(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(mode="json")
-
-
-def _handle(release: str, deployment: str) -> DeploymentHandle[Any]:
-    # Unchecked: in `serve deploy` both applications start at once, and a call on a handle waits
-    # until there is a replica.
-    return serve.get_deployment_handle(
-        deployment, app_name=release_app(release), _check_exists=False
-    )
-
-
-async def _within(timeout_s: float, response: Awaitable[T]) -> T:
-    async with asyncio.timeout(timeout_s):
-        return await response

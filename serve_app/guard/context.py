@@ -30,7 +30,6 @@ _DATE_OR_TIME = re.compile(
     r")(?![./-]?\d)"
 )
 
-
 _REFERENCE = re.compile(
     r"(?:\b(?:order|reference|ref|invoice|tracking|parcel|package|shipment|delivery|ticket|case|"
     r"transaction|booking|confirmation|receipt|claim|serial|model|item|product|sku|version|"

@@ -5,17 +5,11 @@ is what it is asked about.
 """
 
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-from tokenizers import Tokenizer
+from collections.abc import Callable
 
 from serve_app.contracts import Message
 from serve_app.guard.pii import redact
 
-MAX_CHARS = 10_000  # of a raw text
-MAX_TOKENS = 256  # of a message, special tokens included; MiniLM was trained up to 256
 # Categories with no glyph: control, format (bidirectional marks too), lone surrogate, private use.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co"})
 
@@ -52,22 +46,3 @@ def prepare(raw: str, redactor: Redactor = redact) -> Message:
 def dedup_key(text: str) -> str:
     """Equal for prepared texts that differ in case or white space only."""
     return " ".join(text.split()).casefold()
-
-
-@dataclass(frozen=True)
-class TextTokenizer:
-    """A `tokenizer.json`: prepared texts -> token ids, truncated, never padded."""
-
-    tokenizer: Tokenizer
-    max_tokens: int
-
-    @classmethod
-    def from_file(cls, path: Path, max_tokens: int = MAX_TOKENS) -> "TextTokenizer":
-        tokenizer = Tokenizer.from_file(str(path))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_tokens)
-        return cls(tokenizer, max_tokens)
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list of ids per text, special tokens included, at most `max_tokens` long."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]

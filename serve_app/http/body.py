@@ -13,8 +13,7 @@ from typing import Final
 
 from starlette.types import Receive
 
-from cluster.errors import FirstlineError
-from serve_app.tiers.batching import OverloadedError
+from serve_app.errors import BodyTooLargeError, OverloadedError, SlowBodyError
 
 # 256 texts of 10,000 characters, each escaped to the six bytes of a \uXXXX, and some air.
 MAX_BODY_BYTES: Final = 16 << 20
@@ -24,24 +23,6 @@ MAX_HELD_BYTES: Final = 256 << 20
 BODY_TIMEOUT_S: Final = 16.0
 _DISCARDED_BYTES: Final = 64 << 20
 _DISCARD_S: Final = 2.0
-
-
-class BodyTooLargeError(FirstlineError):
-    """More bytes came, or were announced, than one body may have."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(
-            f"The body has more than {limit_bytes:,} bytes, the limit. Send fewer or shorter texts."
-        )
-
-
-class SlowBodyError(FirstlineError):
-    """The body was not there in time."""
-
-    def __init__(self, limit_s: float) -> None:
-        super().__init__(
-            f"The body was not there within {limit_s:g} s. Send it at once, or in smaller requests."
-        )
 
 
 class ClientGoneError(Exception):

@@ -18,15 +18,17 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from cluster.errors import AuditError, ServiceError
-from serve_app.access.admission import RefusedError
-from serve_app.cascade.answerer import EmptyTextsError, UnansweredError
-from serve_app.http.body import BodyTooLargeError, SlowBodyError
-from serve_app.http.idempotency import (
+from serve_app.errors import (
+    BodyTooLargeError,
+    EmptyTextsError,
     IdempotencyConflictError,
     IdempotencyInWorkError,
     IdempotencyKeyError,
+    OverloadedError,
+    RefusedError,
+    SlowBodyError,
+    UnansweredError,
 )
-from serve_app.tiers.batching import OverloadedError
 
 log = logging.getLogger(__name__)
 

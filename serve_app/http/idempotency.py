@@ -38,8 +38,8 @@ from typing import Final
 from cachetools import TTLCache
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.errors import FirstlineError
-from cluster.redis_store import Claim, SharedStore, derive_key
+from serve_app.errors import IdempotencyConflictError, IdempotencyInWorkError, IdempotencyKeyError
+from serve_app.redis_store import Claim, SharedStore, derive_key
 
 Make = Callable[[], Awaitable[bytes]]
 
@@ -53,18 +53,6 @@ _IN_WORK: Final = b"w"
 _DONE: Final = b"d"
 # A string of RFC 8941 without escapes, or the same without quotes, as most clients send it.
 _HEADER: Final = re.compile(r'"([!#-\[\]-~]{1,255})"|([!#-\[\]-~]{1,255})')
-
-
-class IdempotencyKeyError(FirstlineError):
-    """The header cannot be used as a key."""
-
-
-class IdempotencyConflictError(FirstlineError):
-    """The key was used before, for another request."""
-
-
-class IdempotencyInWorkError(FirstlineError):
-    """The first request with the key is not answered yet."""
 
 
 class IdempotencyConfig(BaseModel):

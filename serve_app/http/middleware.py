@@ -23,10 +23,10 @@ from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access.admission import VISIT, Admission, Visit
-from serve_app.http.body import Body, BodyTooLargeError, ClientGoneError, Intake, discard
+from serve_app.errors import BodyTooLargeError, OverloadedError
+from serve_app.http.body import Body, ClientGoneError, Intake, discard
 from serve_app.http.errors import RETRY_AFTER_S, broken, refusal
 from serve_app.http.loop_lag import Pulse
-from serve_app.tiers.batching import OverloadedError
 
 # Half a second of work at about 1,000 requests/s, so that what is let in is answered within one.
 MAX_IN_WORK: Final = 512

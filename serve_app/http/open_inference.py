@@ -22,8 +22,8 @@ from starlette.types import Scope as AsgiScope
 
 from serve_app.access.admission import Admission, Answers
 from serve_app.access.keys import Scope
-from serve_app.cascade.work import Answered
 from serve_app.contracts import Caller
+from serve_app.decide.answered import Answered
 from serve_app.http.routes import Service
 from serve_app.http.tensors import (
     HEADER_BYTES,

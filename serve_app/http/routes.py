@@ -9,88 +9,29 @@ Refusals have one shape (errors.py), and none repeats what the client sent.
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Annotated, Any, Final, Protocol
 
 from fastapi import Depends, FastAPI, Header, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 
-from serve_app.access.admission import MAX_DEADLINE_MS, Admission, RefusedError, Visit, deadline_s
+from serve_app.access.admission import Admission, Visit, deadline_s
 from serve_app.access.keys import Scope
-from serve_app.cascade.work import Answered
-from serve_app.contracts import Caller, Route, RouteReason
-from serve_app.decide.explain import Explanation
-from serve_app.guard.prepare import MAX_CHARS
+from serve_app.contracts import Caller
+from serve_app.decide.answered import Answered
+from serve_app.errors import RefusedError
 from serve_app.http.body import Intake
+from serve_app.http.docs_page import docs_page
 from serve_app.http.errors import HANDLERS, MAX_DETAILS, Detail, ErrorOut, problem
 from serve_app.http.idempotency import Idempotency, IdempotencyConfig
 from serve_app.http.middleware import MAX_IN_WORK, Gate, Gated, Reply
-from serve_app.service.haproxy import CLASSIFY
+from serve_app.http.models import ClassifyIn, ClassifyOut, FeedbackIn, FeedbackOut
+from serve_app.request_limits import MAX_DEADLINE_MS
 
-MAX_TEXTS: Final = 256
+CLASSIFY: Final = "/v1/classify"
 _REPLAYED: Final = ((b"idempotent-replay", b"true"),)
 _ENCODE: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ClassifyIn(_Model):
-    texts: list[Annotated[str, StringConstraints(max_length=MAX_CHARS)]] = Field(
-        min_length=1,
-        max_length=MAX_TEXTS,
-        repr=False,
-        description="each with at least one visible character",
-        examples=[["Where is my order?"]],
-    )
-    user_id: str | None = Field(
-        None,
-        min_length=1,
-        max_length=200,
-        repr=False,
-        description="decides which release answers where several do; never kept",
-    )
-    explain: bool = Field(
-        False,
-        strict=True,
-        description="say why, with both costs and the nearest certified thresholds",
-    )
-    route_only: bool = Field(
-        False,
-        strict=True,
-        description="a preview of the route: the edge runs, the cloud is not paid, the label is "
-        "null, and nothing but the route depends on it; neither audited nor counted",
-    )
-
-
-class AnswerOut(_Model):
-    id: str
-    label: str | None = Field(description="null with route_only, and only then")
-    confidence: float = Field(description="calibrated, of the model that answered")
-    route: Route
-    reason: RouteReason
-    cost_usd: float
-    latency_ms: float = Field(description="until this text's answer was known to the router")
-    release: str
-    degraded: bool = Field(description="the cloud should have answered, and could not")
-    cached: bool = Field(description="given before to the same text; free")
-    explanation: Explanation | None = Field(None, description="absent unless asked for")
-
-
-class ClassifyOut(_Model):
-    answers: list[AnswerOut] = Field(description="one per text, in order")
-
-
-class FeedbackIn(_Model):
-    id: str = Field(pattern=r"^[0-9a-f]{32}$", description="of the answer")
-    label: str = Field(max_length=1000, repr=False, description="the right one")
-
-
-class FeedbackOut(_Model):
-    accepted: bool
 
 
 class Service(Protocol):
@@ -347,48 +288,3 @@ def _add_figures(api: FastAPI, service: Service, admission: Admission) -> None:
 
 def _strict_json(value: Mapping[str, Any]) -> Response:
     return Response(json.dumps(value, allow_nan=False), media_type="application/json")
-
-
-# ---- the page at /docs --------------------------------------------------------------------------
-
-_PAGE: Final = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:16px/1.5 system-ui;max-width:56rem;margin:2rem auto;padding:0 1rem}}
-code,pre{{background:#8881;padding:.1em .3em}}pre{{padding:1em;overflow:auto}}</style>
-<h1>{title}</h1><p>{description}</p>
-<p>For tools: <a href="openapi.json">openapi.json</a></p>{body}"""
-
-
-def docs_page(schema: Mapping[str, Any]) -> str:
-    """The OpenAPI document as one HTML page, with nothing to load from elsewhere."""
-    routes = "".join(
-        f"<h2><code>{method.upper()} {escape(path)}</code></h2>"
-        f"<p>{escape(operation.get('summary', ''))}</p>{_bodies(operation)}"
-        for path, operations in schema["paths"].items()
-        for method, operation in operations.items()
-    )
-    models = "".join(
-        f"<details id={escape(name)}><summary><code>{escape(name)}</code></summary>"
-        f"<pre>{escape(json.dumps(model, indent=2))}</pre></details>"
-        for name, model in schema.get("components", {}).get("schemas", {}).items()
-    )
-    info = schema["info"]
-    return _PAGE.format(
-        title=escape(info["title"]),
-        description=escape(info.get("description", "")),
-        body=f"{routes}<h2>Models</h2>{models}",
-    )
-
-
-def _bodies(operation: Mapping[str, Any]) -> str:
-    named = {"takes": operation.get("requestBody", {}), **operation["responses"]}
-    rows = [
-        f"<li>{escape(str(key))}: <a href='#{name}'><code>{name}</code></a></li>"
-        for key, value in named.items()
-        if (name := _model_name(value))
-    ]
-    return f"<ul>{''.join(rows)}</ul>"
-
-
-def _model_name(body: Mapping[str, Any]) -> str:
-    reference = body.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref")
-    return escape(str(reference).rsplit("/", 1)[-1]) if reference else ""

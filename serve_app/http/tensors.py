@@ -15,10 +15,11 @@ from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve_app.access.admission import MAX_DEADLINE_MS, RefusedError
-from serve_app.cascade.work import Answered
 from serve_app.contracts import Caller
-from serve_app.http.routes import MAX_TEXTS, ClassifyIn
+from serve_app.decide.answered import Answered
+from serve_app.errors import RefusedError
+from serve_app.http.models import ClassifyIn
+from serve_app.request_limits import MAX_DEADLINE_MS, MAX_TEXTS
 
 MODEL: Final = "firstline"
 INPUT: Final = "text"

@@ -24,13 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.errors import DataError, FirstlineError, ServiceError
 from cluster.files import read_json
-from cluster.scored import SUMMARY, rows
 from serve_app.access.admission import Admission
 from serve_app.access.keys import Scope
 from serve_app.contracts import Caller
 from serve_app.http.errors import ErrorOut, problem
 from serve_app.jobs.runner import JobsConfig, RunnerLink
 from serve_app.jobs.store import OUT, Job, JobState, JobStore
+from serve_app.scored import SUMMARY, rows
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@
     <home>/jobs/<id>/job.json        what is asked, whose it is, and how far it is
     <home>/jobs/<id>/texts.jsonl     texts that came with the request; gone when the job ends
     <home>/jobs/<id>/cancelled       the job is to be stopped and its folder removed
-    <home>/jobs/<id>/out/            what `firstline score` writes (cluster/scored.py)
+    <home>/jobs/<id>/out/            what `firstline score` writes (serve_app/scored.py)
 
 Routers create jobs and mark them cancelled; the one runner does all the rest. Folders are for their
 owner's eyes only (0700, files 0600).
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import DataError
 from cluster.files import read_json, write_json
-from cluster.scored import PROGRESS
+from serve_app.scored import PROGRESS
 
 INBOX: Final = "inbox"
 JOBS: Final = "jobs"

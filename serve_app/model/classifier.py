@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from cluster.bundles import MODEL, GoldenRow, ModelBundle, load_bundle
 from cluster.errors import BundleError, ModelOutputError
 from serve_app.contracts import Prediction
-from serve_app.guard.prepare import TextTokenizer
 from serve_app.model.cpu import cpu_flags
+from serve_app.model.tokenizer import TextTokenizer
 
 Floats = NDArray[np.float64]
 # The fused SkipLayerNormalization takes 52 us of an int8 student's 800, the parts of it 7.

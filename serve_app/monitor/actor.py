@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.audit.write import AuditRecord, FeedbackRecord, Record, read
-from serve_app.access.abuse import AbuseEvent
-from serve_app.cascade.traffic import MAX_SHADOWS
+from cluster.audit.read import read
+from cluster.audit.records import AuditRecord, FeedbackRecord, Record
+from serve_app.contracts import AbuseEvent
 from serve_app.decide.cost import Prices
 from serve_app.monitor.emitter import Send
 from serve_app.monitor.prometheus import prometheus_text
 from serve_app.monitor.stats import AlertThresholds, Report, Stats
 from serve_app.monitor.windows import Windows
+from serve_app.request_limits import MAX_SHADOWS
 
 ACTOR_NAME: Final = "firstline-monitor"
 NAMESPACE: Final = "firstline"

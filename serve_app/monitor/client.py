@@ -5,10 +5,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cluster.audit.write import Record
+from cluster.audit.records import Record
 from cluster.errors import ServiceError
 from cluster.settings import Settings
-from serve_app.access.abuse import AbuseEvent
+from serve_app.contracts import AbuseEvent
 from serve_app.decide.cost import Prices
 from serve_app.monitor.actor import get_or_create
 from serve_app.monitor.emitter import MetricsEmitter, Send

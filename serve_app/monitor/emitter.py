@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from cluster.audit.write import Record
+from cluster.audit.records import Record
 
 log = logging.getLogger(__name__)
-
 
 Send = Callable[[list[Record]], Awaitable[Any]]
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.audit.write import AuditRecord
+from cluster.audit.records import AuditRecord
 from serve_app.contracts import Route, RouteReason
 
 Rows = NDArray[Any]

@@ -16,9 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from cluster.audit.write import AuditRecord, FeedbackRecord, Record
-from serve_app.access.abuse import AbuseEvent
-from serve_app.contracts import Route, RouteReason
+from cluster.audit.records import AuditRecord, FeedbackRecord, Record
+from serve_app.contracts import AbuseEvent, Route, RouteReason
 from serve_app.decide.cost import Prices
 from serve_app.monitor import figures
 from serve_app.monitor.compare import compare

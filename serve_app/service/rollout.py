@@ -21,13 +21,13 @@ from cluster.connect import connect
 from cluster.errors import ServiceError
 from cluster.settings import Settings
 from serve_app.cascade.traffic import Routed
-from serve_app.deploy.app import ROUTER, ROUTER_APP
 from serve_app.deploy.config import ServeConfig
-from serve_app.deploy.router import release_app
+from serve_app.deploy.names import ROUTER, ROUTER_APP, release_app
 from serve_app.jobs.runner import ACTOR_NAME as JOBS_ACTOR
 from serve_app.monitor.actor import ACTOR_NAME, NAMESPACE
 from serve_app.monitor.stats import Report
-from serve_app.service.process import AUTH_MODE, AUTH_PATH, ServiceInfo, use_token
+from serve_app.service.process import AUTH_MODE, AUTH_PATH, use_token
+from serve_app.service.state import ServiceInfo
 
 _POLL_S: Final = 0.2
 _HTTP_WAIT_S: Final = 10.0

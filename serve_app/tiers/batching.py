@@ -16,79 +16,20 @@ One Gatherer per release and tier, on one event loop.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cluster.errors import FirstlineError, ModelOutputError, ServiceError
-from serve_app.contracts import Prediction
-
-# (texts, seconds left) -> what a tier says to each message: None where its model had no finite
-# answer.
-TierCall = Callable[[list[str], float], Awaitable[Sequence[Prediction | None]]]
-# What a message's sender gets: the answer, or why there is none.
-Outcome = Prediction | Exception
+from cluster.errors import ModelOutputError, ServiceError
+from serve_app.contracts import Outcome, TierCall
+from serve_app.errors import DeadlineError, OverloadedError
+from serve_app.tiers.service_rate import ServiceRate
 
 # Texts of a request that wait with single messages, and not behind lists. Simulated beside two
 # clients with 256 texts each, a single one takes at most 0.23 s, and 0.62 where a call takes 64.
 _FIRST: Final = 8
 _SHARE_STEP: Final = 0.1  # a mean over some ten calls
 _FAIR_S: Final = 1.0  # a caller's deadline shorter than this says nothing about the tier
-
-
-class OverloadedError(FirstlineError):
-    """Too much is waiting. Nothing was taken in; the client may come back in `retry_after_s`."""
-
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class DeadlineError(TimeoutError):
-    """The caller waited less than a tier may fairly take, so the tier is not to blame."""
-
-
-class ServiceRate:
-    """Messages per second that a tier finishes when it has all it can take; None until known.
-
-    An exponential mean over the time in which every slot was out, half of it the last
-    `half_life_s`. A call that ends while slots are free shows how much the tier can do at least,
-    never at most, so it only raises a rate that was too low.
-    """
-
-    _MIN_S: Final = 0.1  # of saturation; before, one short call would be the whole estimate
-
-    def __init__(self, half_life_s: float = 0.5) -> None:
-        self._half_life_s = half_life_s
-        self._messages = 0.0
-        self._seconds = 0.0
-        self._saturated_s: float | None = None  # counted up to here; None: slots are free
-
-    @property
-    def per_s(self) -> float | None:
-        return self._messages / self._seconds if self._seconds >= self._MIN_S else None
-
-    def saturated(self, now_s: float) -> None:
-        """The last free slot was taken."""
-        if self._saturated_s is None:
-            self._saturated_s = now_s
-
-    def freed(self) -> None:
-        """There is nothing to put into a free slot."""
-        self._saturated_s = None
-
-    def finished(self, messages: int, took_s: float, now_s: float) -> None:
-        """A call ended, whatever came of it."""
-        if self._saturated_s is not None:
-            self._add(messages, now_s - self._saturated_s)
-            self._saturated_s = now_s
-        elif self.per_s is not None and messages > took_s * self.per_s:
-            self._add(messages, took_s)
-
-    def _add(self, messages: int, seconds: float) -> None:
-        keep = 0.5 ** (seconds / self._half_life_s)
-        self._messages = keep * self._messages + messages
-        self._seconds = keep * self._seconds + seconds
 
 
 @dataclass(slots=True, eq=False)

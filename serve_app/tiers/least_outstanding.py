@@ -24,7 +24,8 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
-from serve_app.tiers.local_socket import ADDRESS, lines_of
+from serve_app.tiers.local_socket import ADDRESS
+from serve_app.tiers.socket_client import lines_of
 
 
 class LeastOutstanding(FIFOMixin, RequestRouter):

@@ -17,9 +17,10 @@ from cluster.bundles import MODEL
 from cluster.errors import BundleError
 from serve_app.contracts import Prediction
 from serve_app.model.golden import TierModel
-from serve_app.tiers import gc_settings as garbage
+from serve_app.tiers import gc_settings
 from serve_app.tiers.autoscaling import LISTS, Load
-from serve_app.tiers.local_socket import ADDRESS, LineServer
+from serve_app.tiers.local_socket import ADDRESS
+from serve_app.tiers.socket_server import LineServer
 
 _DRAIN_S: Final = 5.0
 
@@ -44,7 +45,7 @@ class Tier:
         self._model = TierModel.load(Path(path), sha256, 1, artifact)
         self._load = Load()
         self._lines = LineServer(self.answer, self._load)
-        garbage.settle()
+        gc_settings.settle()
 
     def answer(self, texts: list[str], sha256: str, deadline_s: float) -> list[Prediction | None]:
         """One entry per text, in order. Blocks; for any thread.

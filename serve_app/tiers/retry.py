@@ -31,9 +31,9 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.contracts import Prediction
-from serve_app.tiers.batching import OverloadedError, TierCall
-from serve_app.tiers.local_socket import Lines
+from serve_app.contracts import Prediction, TierCall
+from serve_app.errors import OverloadedError
+from serve_app.tiers.socket_client import Lines
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from cluster.releases import Release, list_releases, load_release
 from cluster.settings import load_settings
 from serve_app.guard.prepare import prepare
 from serve_app.model.classifier import OnnxClassifier
-from train_jobs.samples import Sample, generate
+from train_jobs.samples.generator import Sample, generate
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from cluster.audit.write import AuditLog, Record, TextHasher
+from cluster.audit.keyed_hash import TextHasher
+from cluster.audit.records import Record
+from cluster.audit.write import AuditLog
 from serve_app.cascade.answerer import Answerer, ServedRelease
 from serve_app.cascade.audit_writer import Journal
 from serve_app.cascade.cache import Cache, CacheConfig, NoCache, ResponseCache

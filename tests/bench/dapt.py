@@ -23,7 +23,7 @@ from cluster.connect import connected
 from cluster.files import read_json, write_json
 from cluster.progress import stage
 from cluster.settings import Settings, load_settings
-from serve_app.guard.prepare import TextTokenizer
+from serve_app.model.tokenizer import TextTokenizer
 from tests.bench.rows import Row, publish, row
 from train_jobs import dapt, distill, finetune, recipe
 from train_jobs.data import MANIFEST, DataConfig, Dataset, build, load_dataset

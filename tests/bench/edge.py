@@ -304,7 +304,7 @@ def main() -> None:
     name = arguments.name or (arguments.data.parent.name if arguments.data else "samples")
     work = home / "bench" / f"edge-{name}"
     if arguments.data is None:
-        from train_jobs.samples import write_csv
+        from train_jobs.samples.generator import write_csv
 
         work.mkdir(parents=True, exist_ok=True)
         arguments.data = work / "samples.csv"

@@ -13,8 +13,8 @@ from serve_app.access.abuse import AbuseConfig, AbuseRule
 from serve_app.access.rate_limits import RateConfig
 from serve_app.cascade.cache import CacheConfig
 from serve_app.deploy.config import ServeConfig
-from serve_app.service import lifecycle as service
-from serve_app.service.process import ServiceInfo
+from serve_app.service import lifecycle
+from serve_app.service.state import ServiceInfo
 from tests.bench.peers import free_port
 
 PATH: Final = "/v1/classify"
@@ -35,8 +35,8 @@ def config(**changes: Any) -> ServeConfig:
 @contextmanager
 def serving(settings: Settings, release: str, config: ServeConfig) -> Iterator[ServiceInfo]:
     """The service while the block lasts; nothing of it is left after."""
-    info = service.start(settings, release, config)
+    info = lifecycle.start(settings, release, config)
     try:
         yield info
     finally:
-        service.stop(settings)
+        lifecycle.stop(settings)

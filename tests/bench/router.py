@@ -36,7 +36,7 @@ from train_jobs.pipeline import configure
 from tune.certificate.bounds import allowed_failures
 from tune.certificate.counts import Counter
 from tune.certificate.limits import Limits
-from tune.learned import pool as scorers
+from tune.learned import pool as pools
 from tune.learned.pool import Scorer
 from tune.objective import Shape, curve, evaluate, trusts
 from tune.replay import Table, load_table, replay, save_table
@@ -95,7 +95,7 @@ def tables(dataset: Dataset, pairs: Sequence[Any], work: Path) -> list[Tables]:
                         file,
                     )
             found[name] = load_table(file)
-        made.append(Tables(found, scorers.pool(found["tune"], found["calibration"])))
+        made.append(Tables(found, pools.pool(found["tune"], found["calibration"])))
     return made
 
 
@@ -284,7 +284,7 @@ def sweep_rows(made: Tables, home: Path) -> Iterator[Row]:
     start = time.perf_counter()
     settings = load_settings(home / "bench" / "router-sweep")
     with connected(settings), stage("sweep") as report:
-        pool = scorers.pool(made.of["tune"], made.of["calibration"])
+        pool = pools.pool(made.of["tune"], made.of["calibration"])
         config = search.SweepConfig(storage=str(settings.home / "ray-tune"))
         found = search.run(config, made.of["tune"], pool, report)
     yield row("a full sweep, Ray started, s", [time.perf_counter() - start], at_most=60)
@@ -335,7 +335,7 @@ def main() -> None:
     name = given.name or (given.data.parent.name if given.data else "samples")
     work = home / "bench" / f"edge-{name}"
     if given.data is None:
-        from train_jobs.samples import write_csv
+        from train_jobs.samples.generator import write_csv
 
         work.mkdir(parents=True, exist_ok=True)
         given.data = work / "samples.csv"

@@ -32,7 +32,7 @@ from cluster.settings import Settings, load_settings
 from serve_app.model.cpu import cpu_flags
 from tests.bench.rows import publish, row
 from tests.support.serving import make_release
-from train_jobs.samples import generate
+from train_jobs.samples.generator import generate
 
 ROOT: Final = Path(__file__).parents[2]
 _LOOK_S: Final = 0.5

@@ -32,7 +32,7 @@ from cluster.settings import Settings, load_settings
 from serve_app.guard.prepare import prepare
 from serve_app.model.classifier import OnnxClassifier
 from serve_app.model.cpu import cpu_flags
-from serve_app.service import lifecycle as service
+from serve_app.service import releases
 from tests.bench.added import added_ms
 from tests.bench.load import ROOT, Exchange, alone, ask, bodies_of, wrk
 from tests.bench.ours import PATH, config, serving
@@ -156,7 +156,7 @@ def our_turn(bench: Bench, seen: Seen) -> None:
         check(OURS, url, texts, labels, 1.0)
         settle(url, bench)
         seen.add(OURS, **measure(url, bench), **many(url, bench))
-        service.promote(bench.settings, bench.mixed.id)
+        releases.promote(bench.settings, bench.mixed.id)
         settle(url, bench)
         seen.add(MIXED, **measure(url, bench), edge_share=edge_share(url, bench))
 

@@ -29,7 +29,7 @@ from tests.bench.rows import publish
 from tests.bench.teacher_rows import PLAIN, Found, intervals, of_rows, over_plain, table
 from train_jobs.data import MANIFEST, Dataset, build, load_dataset
 from train_jobs.pipeline import PipelineConfig
-from train_jobs.samples import write_csv
+from train_jobs.samples.generator import write_csv
 from train_jobs.training.encoders import resolve_base
 
 FOUND: Final = "found.json"

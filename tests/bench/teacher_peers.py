@@ -25,7 +25,7 @@ from transformers import (
 from cluster.bundles import TOKENIZER
 from cluster.files import new_folder
 from cluster.settings import PREFIX
-from serve_app.guard.prepare import TextTokenizer
+from serve_app.model.tokenizer import TextTokenizer
 from tests.bench import teacher_build
 from train_jobs import words
 from train_jobs.data import Dataset

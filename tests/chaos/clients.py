@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.audit.write import AuditRecord, read
+from cluster.audit.read import read
+from cluster.audit.records import AuditRecord
 from cluster.bundles import ModelBundle
 from cluster.errors import ModelOutputError
 from serve_app.guard.prepare import prepare

@@ -22,8 +22,9 @@ import psutil
 import pytest
 
 from cluster.settings import Settings
-from serve_app.service import lifecycle as service
-from serve_app.service.process import ServiceInfo, marked
+from serve_app.service import lifecycle
+from serve_app.service.process import marked
+from serve_app.service.state import ServiceInfo
 from tests.bench.load import clients, read_records
 from tests.bench.ours import PATH, config, serving
 from tests.chaos.clients import Right, Seen, answers_of_models, judge
@@ -109,7 +110,7 @@ class Stage:
 
     def calm(self) -> bool:
         """Waits until the service is whole again; False if it does not become so."""
-        return wait_for(lambda: not service.status(self.settings).problems, _CALM_S)
+        return wait_for(lambda: not lifecycle.status(self.settings).problems, _CALM_S)
 
     def under_load(self, fault: Callable[[], Any], **options: Any) -> Seen:
         """A third of the time as it should be, then the fault, and at least a third after it."""

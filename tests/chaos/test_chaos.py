@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from serve_app.cascade.cache import CacheConfig
-from serve_app.service import lifecycle as service
+from serve_app.service import releases
 from tests.bench.load import alone, bodies_of, clients, read_records, wrk
 from tests.bench.rows import Row, publish
 from tests.chaos.clients import Seen, judge
@@ -130,8 +130,8 @@ def test_what_answers_nobody_is_killed(shared: Stage, rows: Rows, title: str) ->
 def test_a_release_is_promoted_and_rolled_back_ten_times(shared: Stage, rows: Rows) -> None:
     def fault() -> None:
         for _ in range(10):
-            service.promote(shared.settings, shared.releases[1])
-            service.promote(shared.settings, shared.releases[0])
+            releases.promote(shared.settings, shared.releases[1])
+            releases.promote(shared.settings, shared.releases[0])
 
     account(rows, "promoted and rolled back 10 times", shared.under_load(fault))
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.support.encoders import make_tiny_bert
-from train_jobs.samples import write_csv
+from train_jobs.samples.generator import write_csv
 
 # A pair is trained behind the first test.
 pytestmark = pytest.mark.timeout(600)

@@ -15,7 +15,7 @@ from serve_app.model.classifier import OnnxClassifier
 from tests.support.encoders import make_tiny_distilbert, make_tiny_roberta
 from train_jobs.gate import GateLimits
 from train_jobs.pipeline import PipelineResult, configure, run
-from train_jobs.samples import write_csv
+from train_jobs.samples.generator import write_csv
 
 # Five Ray stages stand behind the first test.
 pytestmark = pytest.mark.timeout(600)

@@ -10,15 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.audit.write import AuditRecord, read
+from cluster.audit.read import read
+from cluster.audit.records import AuditRecord
 from cluster.errors import ReleaseError
 from cluster.settings import Settings
 from serve_app.cascade.traffic import Routed
-from serve_app.deploy.app import ROUTER_APP
 from serve_app.deploy.config import CloudConfig, ServeConfig, TierConfig
-from serve_app.deploy.router import release_app
-from serve_app.service import lifecycle as service
-from serve_app.service.process import ServiceInfo
+from serve_app.deploy.names import ROUTER_APP, release_app
+from serve_app.service import lifecycle, releases
+from serve_app.service.state import ServiceInfo
 from tests.integration.test_serve import free_port, traffic, wait_for
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message
@@ -58,7 +58,7 @@ class Running:
         return found
 
     def applications(self) -> set[str]:
-        return set(service.status(self.settings).applications)
+        return set(lifecycle.status(self.settings).applications)
 
 
 @pytest.fixture(scope="module")
@@ -70,34 +70,34 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     second = make_release(settings, pair.edge, pair.cloud, threshold=0.8)
     edge, cloud = TierConfig(**TIER), CloudConfig(**TIER)
     config = ServeConfig(port=free_port(), routers=2, router_cpus=0.25, edge=edge, cloud=cloud)
-    info = service.start(settings, first.id, config)
+    info = lifecycle.start(settings, first.id, config)
     try:
         with httpx.Client(base_url=info.url, timeout=30) as http:
             yield Running(settings, info, second.id, http)
     finally:
-        service.stop(settings)
+        lifecycle.stop(settings)
 
 
 @pytest.fixture(autouse=True)
 def alone(running: Running) -> None:
     """Every test begins with the first release answering all."""
-    service.route(running.settings, Routed(releases={running.first: 1.0}))
+    releases.route(running.settings, Routed(releases={running.first: 1.0}))
 
 
 def test_a_canary_answers_its_users_and_always_the_same(running: Running) -> None:
-    service.canary(running.settings, running.second, SHARE)
+    releases.canary(running.settings, running.second, SHARE)
     first_time = running.by_user()
     assert running.by_user() == first_time, "two routers, and one answer to who gets what"
     share = list(first_time.values()).count(running.second) / len(USERS)
     assert share == pytest.approx(SHARE, abs=0.15), "4.6 standard errors"
-    service.canary(running.settings, running.second, 0.6)
+    releases.canary(running.settings, running.second, 0.6)
     later = running.by_user()
     gone = [u for u in USERS if (first_time[u], later[u]) == (running.second, running.first)]
     assert gone == []
 
 
 def test_a_canary_is_compared_in_the_report(running: Running) -> None:
-    service.canary(running.settings, running.second, 0.5)
+    releases.canary(running.settings, running.second, 0.5)
     for user in USERS[:40]:
         answer = running.ask(user)
         body = {"id": answer["id"], "label": answer["label"]}
@@ -117,9 +117,9 @@ def test_a_canary_is_compared_in_the_report(running: Running) -> None:
 
 def test_from_canary_to_champion_and_back_without_a_failed_request(running: Running) -> None:
     with traffic(running, 2, [EASY]) as seen:  # type: ignore[arg-type]
-        service.canary(running.settings, running.second, SHARE)
-        promoted = service.promote(running.settings, running.second)
-        back = service.rollback(running.settings)
+        releases.canary(running.settings, running.second, SHARE)
+        promoted = releases.promote(running.settings, running.second)
+        back = releases.rollback(running.settings)
     assert set(seen.statuses) == {"200"}, seen.statuses
     assert set(seen.releases) == {running.first, running.second}
     assert promoted.routed == Routed(releases={running.second: 1.0})
@@ -131,13 +131,13 @@ def test_from_canary_to_champion_and_back_without_a_failed_request(running: Runn
 
 
 def test_rolling_back_a_canary_leaves_the_champion(running: Running) -> None:
-    service.canary(running.settings, running.second, SHARE)
-    back = service.rollback(running.settings)
+    releases.canary(running.settings, running.second, SHARE)
+    back = releases.rollback(running.settings)
     assert (back.release, back.routed.releases) == (running.first, {running.first: 1.0})
 
 
 def test_a_shadow_sees_everything_and_answers_nothing(running: Running) -> None:
-    service.shadow(running.settings, running.second)
+    releases.shadow(running.settings, running.second)
     before = running.report()["stats"]
     answers = [running.ask(user, text) for user in USERS[:10] for text in (EASY, HARD)]
     assert {answer["release"] for answer in answers} == {running.first}
@@ -155,13 +155,13 @@ def test_a_shadow_sees_everything_and_answers_nothing(running: Running) -> None:
     seen = [one for one in logged if one.shadow_of in ids]
     assert {one.release for one in seen} == {running.second}
     assert {one.shadow_of for one in seen} == ids
-    off = service.shadow(running.settings, None)
+    off = releases.shadow(running.settings, None)
     assert off.routed.shadow == ()
 
 
 def test_a_release_that_does_not_come_up_moves_nothing(running: Running) -> None:
-    before = service.status(running.settings).info
+    before = lifecycle.status(running.settings).info
     with pytest.raises(ReleaseError, match="no release 'r-unknown'"):
-        service.canary(running.settings, "r-unknown", SHARE)
-    assert service.status(running.settings).info == before
+        releases.canary(running.settings, "r-unknown", SHARE)
+    assert lifecycle.status(running.settings).info == before
     assert running.ask("anybody")["release"] == running.first

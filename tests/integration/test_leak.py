@@ -25,16 +25,16 @@ import httpx
 import pytest
 from redis import Redis
 
-from cluster.audit.write import AuditRecord, read
+from cluster.audit.read import read
+from cluster.audit.records import AuditRecord
 from cluster.releases import load_release
 from cluster.settings import Settings
 from serve_app.access.abuse import AbuseConfig, AbuseRule
 from serve_app.deploy.config import BudgetConfig, CloudConfig, ServeConfig, TierConfig
 from serve_app.guard.pii import PiiKind
 from serve_app.guard.prepare import prepare
-from serve_app.service import lifecycle as service
-from serve_app.service import process as keeper
-from serve_app.service.process import ServiceInfo
+from serve_app.service import lifecycle, process
+from serve_app.service.state import ServiceInfo
 from tests.support.planted import DEV, Planted, digits_of, plant
 from tests.support.planted_held_out import HELD_OUT
 from tests.support.redis_server import RedisServer
@@ -160,7 +160,7 @@ def _session_dirs(info: ServiceInfo) -> set[Path]:
     """The session folders of Ray into which a process of this service writes."""
     assert info.haproxy_dir is not None
     found: set[Path] = set()
-    for pid in keeper.marked(info.haproxy_dir):
+    for pid in process.marked(info.haproxy_dir):
         for link in Path(f"/proc/{pid}/fd").glob("*"):
             try:
                 target = link.readlink()
@@ -185,12 +185,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         pair = make_pair(folder / "bundles")
         release = make_release(settings, pair.edge, pair.cloud, threshold=2.0)
         monitor = RedisWatch(redis.port)
-        info = service.start(settings, release.id, _config())
+        info = lifecycle.start(settings, release.id, _config())
         try:
             with httpx.Client(base_url=info.url, timeout=60) as http:
                 yield Watched(settings, info, http, record, redis, monitor)
         finally:
-            service.stop(settings)
+            lifecycle.stop(settings)
 
 
 def _free_port() -> int:

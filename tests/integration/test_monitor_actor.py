@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cluster.audit.write import AuditLog, AuditRecord, FeedbackRecord, Record
+from cluster.audit.records import AuditRecord, FeedbackRecord, Record
+from cluster.audit.write import AuditLog
 from serve_app.monitor.actor import ACTOR_NAME, NAMESPACE, get_or_create, resolve_actor
 from serve_app.monitor.emitter import MetricsEmitter
 from serve_app.monitor.stats import Stats

@@ -16,13 +16,13 @@ import pytest
 from cluster.errors import BundleError
 from cluster.files import read_json
 from cluster.releases import Release, load_release
-from cluster.scored import PARTS, PROGRESS, REFUSED, SUMMARY, rows
 from cluster.settings import Settings, load_settings
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import decide, policy_of
 from serve_app.decide.signals import signals
 from serve_app.guard.prepare import prepare
 from serve_app.model.golden import TierModel
+from serve_app.scored import PARTS, PROGRESS, REFUSED, SUMMARY, rows
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message, traffic
 from train_jobs.scoring.score import ScoreConfig, run

@@ -20,7 +20,8 @@ from tests.support.tables import LABELS, toy_table
 from tune.learned.pool import Scorer, pool
 from tune.objective import Shape, curve, evaluate, front
 from tune.replay import save_table
-from tune.sweep.search import SweepConfig, SweepResult, load, main, run, save
+from tune.sweep.__main__ import main
+from tune.sweep.search import SweepConfig, SweepResult, load, run, save
 
 PRICES = Prices()
 TABLE = toy_table(1000, seed=1)
@@ -203,7 +204,7 @@ def command(folder: Path, *options: str) -> str:
     tables = [f"--table={folder / 'tune.parquet'}", f"--extra={folder / 'calibration.parquet'}"]
     # By default Ray's workers are at niceness 15, and whatever else runs here would be measured.
     done = subprocess.run(
-        [sys.executable, "-m", "tune.sweep.search", f"--out={folder / 'out'}", *tables, *options],
+        [sys.executable, "-m", "tune.sweep", f"--out={folder / 'out'}", *tables, *options],
         capture_output=True, text=True, timeout=240, env={**os.environ, "RAY_worker_niceness": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -21,16 +21,16 @@ import psutil
 import pytest
 from ray.serve import context
 
-from cluster.audit.write import AuditRecord, FeedbackRecord, read
+from cluster.audit.read import read
+from cluster.audit.records import AuditRecord, FeedbackRecord
 from cluster.errors import ServiceError
 from cluster.settings import Settings
 from serve_app.cascade.cache import CacheConfig
 from serve_app.deploy.config import CloudConfig, ServeConfig, TierConfig
 from serve_app.http.errors import ErrorOut
-from serve_app.service import lifecycle as service
-from serve_app.service import process as keeper
+from serve_app.service import lifecycle, process, releases, state
 from serve_app.service.haproxy import MAX_PER_ROUTER
-from serve_app.service.process import ServiceInfo
+from serve_app.service.state import ServiceInfo
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message
 
@@ -66,7 +66,7 @@ class Running:
     def pids(self, title: str) -> list[int]:
         """The processes of this service whose title matches."""
         assert self.info.haproxy_dir is not None
-        marked = keeper.marked(self.info.haproxy_dir)
+        marked = process.marked(self.info.haproxy_dir)
         return [pid for pid in marked if re.search(title, process_title(pid))]
 
 
@@ -101,17 +101,17 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     first = make_release(settings, pair.edge, pair.cloud)
     second = make_release(settings, pair.edge, pair.cloud, threshold=0.8)
     config = ServeConfig(port=free_port(), **CONFIG)
-    info = service.start(settings, first.id, config)
+    info = lifecycle.start(settings, first.id, config)
     try:
         with httpx.Client(base_url=info.url, timeout=30) as http:
             yield Running(settings, info, second.id, http)
     finally:
-        service.stop(settings)
+        lifecycle.stop(settings)
         assert info.haproxy_dir is not None
-        assert keeper.marked(info.haproxy_dir) == [], "a process was left behind"
-        assert not keeper.is_taken(info.host, info.port)
+        assert process.marked(info.haproxy_dir) == [], "a process was left behind"
+        assert not process.is_taken(info.host, info.port)
         left = {path.name for path in settings.home.iterdir()}
-        assert not left & {keeper.STATE, keeper.TOKEN}
+        assert not left & {state.STATE, process.TOKEN}
 
 
 @dataclass
@@ -254,20 +254,20 @@ def test_bad_input_has_one_shape_through_the_proxy(
 
 def test_a_second_start_and_a_taken_port_are_refused(running: Running, tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="already served"):
-        service.start(running.settings, running.info.release, running.info.config)
+        lifecycle.start(running.settings, running.info.release, running.info.config)
     elsewhere = Settings(home=tmp_path)
     pair = make_pair(tmp_path / "bundles")
     release = make_release(elsewhere, pair.edge, pair.cloud)
     with pytest.raises(ServiceError, match=f"Port {running.info.port} "):
-        service.start(elsewhere, release.id, running.info.config)
-    assert not (tmp_path / keeper.STATE).exists()
+        lifecycle.start(elsewhere, release.id, running.info.config)
+    assert not (tmp_path / state.STATE).exists()
 
 
 def test_haproxy_listens_on_loopback_only_and_bounds_what_waits(running: Running) -> None:
     assert running.info.haproxy_dir is not None
     proxies = [
         psutil.Process(pid)
-        for pid in keeper.marked(running.info.haproxy_dir)
+        for pid in process.marked(running.info.haproxy_dir)
         if psutil.Process(pid).name() == "haproxy"
     ]
     listening = {
@@ -284,7 +284,7 @@ def test_haproxy_listens_on_loopback_only_and_bounds_what_waits(running: Running
 
 def test_replicas_do_not_stand_back_for_their_clients(running: Running) -> None:
     assert running.info.haproxy_dir is not None
-    marked = set(keeper.marked(running.info.haproxy_dir))
+    marked = set(process.marked(running.info.haproxy_dir))
     seen = psutil.process_iter(["pid", "nice", "cmdline"])
     replicas = [
         process.info["nice"]
@@ -297,15 +297,15 @@ def test_replicas_do_not_stand_back_for_their_clients(running: Running) -> None:
 
 def test_a_release_is_promoted_and_rolled_back_without_a_failed_request(running: Running) -> None:
     with traffic(running, 2, [EASY]) as seen:
-        promoted = service.promote(running.settings, running.other_release)
+        promoted = releases.promote(running.settings, running.other_release)
         time.sleep(0.5)
-        back = service.promote(running.settings, running.info.release)
+        back = releases.promote(running.settings, running.info.release)
     assert promoted.previous == running.info.release
     assert (back.release, back.previous) == (running.info.release, running.other_release)
     assert set(seen.statuses) == {"200"}, seen.statuses
     assert set(seen.releases) == {running.info.release, running.other_release}
     assert seen.ids <= set(records(running))
-    state = service.status(running.settings)
+    state = lifecycle.status(running.settings)
     assert state.ready
     assert set(state.applications.values()) == {"RUNNING"}
     # The next service that this process moves may give its driver the same job id.
@@ -365,16 +365,16 @@ def test_a_keeper_that_is_killed_leaves_nothing_that_stop_does_not_find(tmp_path
     settings = Settings(home=tmp_path / "home")
     pair = make_pair(tmp_path / "bundles")
     release = make_release(settings, pair.edge, pair.cloud)
-    info = service.start(settings, release.id, ServeConfig(port=free_port()))
+    info = lifecycle.start(settings, release.id, ServeConfig(port=free_port()))
     assert info.keeper_pid is not None
     assert info.haproxy_dir is not None
     os.kill(info.keeper_pid, signal.SIGKILL)
     # Ray ends a process that joins a cluster in the moment of its death, and this one is pytest.
-    assert wait_for(lambda: not keeper.is_alive(info))
-    assert wait_for(lambda: not service.status(settings).running)
-    assert service.stop(settings)
-    assert keeper.marked(info.haproxy_dir) == []
+    assert wait_for(lambda: not state.is_alive(info))
+    assert wait_for(lambda: not lifecycle.status(settings).running)
+    assert lifecycle.stop(settings)
+    assert process.marked(info.haproxy_dir) == []
     assert not info.haproxy_dir.exists()
-    assert not keeper.is_taken(info.host, info.port)
-    assert not (settings.home / keeper.TOKEN).exists()
-    assert not service.stop(settings), "there is nothing left to stop"
+    assert not process.is_taken(info.host, info.port)
+    assert not (settings.home / process.TOKEN).exists()
+    assert not lifecycle.stop(settings), "there is nothing left to stop"

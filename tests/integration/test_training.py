@@ -33,7 +33,7 @@ from train_jobs.data import Dataset, build, load_dataset
 from train_jobs.gate import GateLimits
 from train_jobs.pipeline import RUN, PipelineConfig, PipelineResult, configure, run
 from train_jobs.recipe import Candidate, FinetuneConfig
-from train_jobs.samples import write_csv
+from train_jobs.samples.generator import write_csv
 from train_jobs.student.quantize import RECIPES
 from train_jobs.training.checkpoints import HISTORY
 from train_jobs.training.trainer import Compute, Loop, Trained, fit_on_ray

@@ -22,7 +22,7 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
-from train_jobs.samples import generate
+from train_jobs.samples.generator import generate
 
 _ROWS: Final = 1200
 _PIECES: Final = 800

@@ -156,4 +156,4 @@ def raw_redis(url: str) -> Any:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy with other tests must not pass for a Redis that is gone."""
-    monkeypatch.setattr("cluster.redis_store.TIMEOUT_S", PATIENT_S)
+    monkeypatch.setattr("serve_app.redis_store.TIMEOUT_S", PATIENT_S)

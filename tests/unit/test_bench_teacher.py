@@ -16,7 +16,7 @@ from tests.bench.teacher_build import accuracy_of, peak, training_s
 from tests.bench.teacher_rows import best_plain, intervals, points, table
 from tests.support.toys import LABELS, make_bundle, message
 from train_jobs.data import DataConfig, Dataset, build
-from train_jobs.samples import write_csv
+from train_jobs.samples.generator import write_csv
 
 ABOUT: Final = {"dataset": "f00d"}
 BEFORE: Final = "189dff8"

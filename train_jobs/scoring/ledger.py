@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from cluster.audit.write import AuditLog, AuditRecord, TextHasher, load_key
+from cluster.audit.keyed_hash import TextHasher, load_key
+from cluster.audit.records import AuditRecord
+from cluster.audit.write import AuditLog
 from cluster.releases import Release
 from cluster.settings import Settings
 from serve_app.cascade.work import Clerk, Work

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import DataError
-from cluster.scored import PARTS, part, refused_part
 from serve_app.cascade.work import Work
 from serve_app.contracts import Route
 from serve_app.decide.cost import Prices
-from train_jobs.scoring.chunks import Chunk, Columns, Row
+from serve_app.scored import PARTS, part, refused_part
+from train_jobs.scoring.chunks import Chunk, Row
+from train_jobs.scoring.columns import Columns
 
 _ROW_GROUP: Final = 4096  # rows held before they are written
 _COUNTS: Final = b"firstline_counts"

@@ -6,7 +6,7 @@
                       read ─> prepare ─> edge ─> decide ─> cloud ─> parts/part-000000.parquet
 
 In: a CSV, JSONL or Parquet file, or a folder of them, and a release. Out: a folder of Parquet parts
-in the input's order, `refused.jsonl` and, last, `summary.json` (cluster/scored.py).
+in the input's order, `refused.jsonl` and, last, `summary.json` (serve_app/scored.py).
 
 Decided once:
 - Only the names of chunks travel through Ray, never a text, and one actor holds a few rows at a
@@ -19,45 +19,33 @@ Decided once:
 """
 
 import fcntl
-import logging
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import fsum
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.errors import ConfigError, DataError, FirstlineError, ServiceError
+from cluster.errors import ConfigError
 from cluster.files import read_json, write_json
 from cluster.progress import Report, silent
 from cluster.releases import load_release
-from cluster.scored import ORDER, PARTS, PROGRESS, REFUSED, SUMMARY, refused_part
-from cluster.settings import Settings, load_settings
-from serve_app.cascade.offline import Pair
-from serve_app.contracts import Message
+from cluster.settings import Settings
 from serve_app.decide.policy import policy_of
-from serve_app.guard.prepare import MAX_CHARS, prepare
-from train_jobs.scoring.chunks import Chunk, Columns, Plan, Reader, Row, files_of, hashes, plan
-from train_jobs.scoring.ledger import Ledger
-from train_jobs.scoring.parts import Parts, accounted, is_done, sweep
+from serve_app.scored import ORDER, PARTS, PROGRESS, REFUSED, SUMMARY, refused_part
+from train_jobs.scoring.chunks import Chunk, Plan, files_of, hashes, plan
+from train_jobs.scoring.columns import Columns
+from train_jobs.scoring.on_ray import on_ray
+from train_jobs.scoring.parts import accounted, is_done, sweep
+from train_jobs.scoring.scorer import Order, Scored, Stamp, stamp_of
 
-log = logging.getLogger(__name__)
-
-_BATCH: Final = 256  # rows in work at a time
 _LOCK: Final = ".lock"
-_NICE: Final = 10
-_ATTEMPTS: Final = 3  # pools of actors
 _TOLD_EVERY_S: Final = 1.0
-_SHOWN: Final = 200  # characters of an error of Ray's
-
-
-Stamp = tuple[int, int]  # a file's bytes and its time: what a change would move
 
 
 class ScoreConfig(BaseModel):
@@ -98,104 +86,7 @@ class Summary(BaseModel):
     scored_rows: int = Field(description="in that run; the others were there from one before")
 
 
-@dataclass(frozen=True)
-class Order:
-    """What an actor is told: which release scores what, and where the parts go."""
-
-    home: Path
-    release: str
-    root: Path
-    out: Path
-    columns: Columns
-    stamps: Mapping[str, Stamp]  # of the files when they were hashed
-    background: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A chunk that is done. Times are of the wall clock."""
-
-    index: int
-    rows: int
-    started_s: float
-    ended_s: float
-
-
 Execute = Callable[[Order, Sequence[Chunk], int | None], Iterator[Scored]]
-
-
-# ---- a chunk ------------------------------------------------------------------------------------
-
-
-class Scorer:
-    """Scores chunks, one after the other: what an actor is."""
-
-    def __init__(self, order: Order, pair: Pair, ledger: Ledger | None = None) -> None:
-        self._order = order
-        self._pair = pair
-        self._ledger = ledger
-        self._reader = Reader(order.root, order.columns)
-
-    def score(self, chunk: Chunk) -> Scored:
-        """Writes the chunk's parts; twice gives the same.
-
-        Raises:
-            DataError: its file cannot be read any more, or was changed.
-        """
-        started_s = time.time()
-        order = self._order
-        with Parts(order.out, chunk, order.columns, order.release, self._pair.prices) as parts:
-            for rows in _batches(self._reader.rows(chunk)):
-                self._score(chunk.file, rows, parts)
-            self._check_unchanged(chunk.file)
-        return Scored(chunk.index, chunk.rows, started_s, time.time())
-
-    def _check_unchanged(self, name: str) -> None:
-        path = self._order.root / name
-        if _stamp(path) != self._order.stamps[name]:
-            raise DataError(
-                f"{path} was changed while it was scored. Score it again into another folder."
-            )
-
-    def _score(self, file: str, rows: Sequence[Row], parts: Parts) -> None:
-        if self._ledger is not None:  # a service's job: what comes out of it, its guard has seen
-            for row in rows:
-                row.id = prepare(row.id).text if row.id is not None else None
-        messages = [message for row in rows if (message := _message(row)) is not None]
-        works = iter(self._pair.answer(messages) if messages else ())
-        found = [(row, next(works) if row.problem is None else None) for row in rows]
-        if self._ledger is not None:
-            known = [(row.number, work) for row, work in found if work is not None and work.known]
-            self._ledger.write(file, known)
-        for row, work in found:
-            if work is not None and work.known:
-                parts.answer(row, work)
-            else:
-                parts.refuse(row, row.problem or "no tier that may see it answered")
-
-
-def _message(row: Row) -> Message | None:
-    """The prepared text; None, and the reason in `row.problem`, if there is none to answer."""
-    if row.problem is None and len(row.text) > MAX_CHARS:
-        row.problem = f"{len(row.text):,} characters, of which {MAX_CHARS:,} are the limit"
-    if row.problem is not None:
-        return None
-    message = prepare(row.text)
-    if not message.text:
-        row.problem = "no visible character"
-        return None
-    return message
-
-
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 # ---- the stage ----------------------------------------------------------------------------------
@@ -262,12 +153,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _stamps(data: Path) -> dict[str, Stamp]:
     root, found = files_of(data)
-    return {path.relative_to(root).as_posix(): _stamp(path) for path in found}
-
-
-def _stamp(path: Path) -> Stamp:
-    seen = path.stat()
-    return seen.st_size, seen.st_mtime_ns
+    return {path.relative_to(root).as_posix(): stamp_of(path) for path in found}
 
 
 def _planned(config: ScoreConfig) -> Plan:
@@ -382,114 +268,3 @@ def _finish(config: ScoreConfig, made: Plan, scored: Sequence[Scored], seconds: 
     )
     write_json(out / SUMMARY, summary.model_dump(mode="json"))
     return summary
-
-
-# ---- where chunks are scored --------------------------------------------------------------------
-
-
-def here(order: Order, chunks: Sequence[Chunk], cpus: int | None) -> Iterator[Scored]:
-    """In this process, one after the other."""
-    yield from map(_scorer(order).score, chunks)
-
-
-def _scorer(order: Order) -> Scorer:
-    settings = load_settings(order.home)
-    release = load_release(settings, order.release)
-    ledger = Ledger(settings, release, order.out) if order.background else None
-    return Scorer(order, Pair.of(release), ledger)
-
-
-class ChunkActor:
-    """A Ray Data actor: the fields of a chunk -> the fields of what came of it."""
-
-    def __init__(self, order: Order) -> None:
-        if order.background:
-            os.nice(_NICE)
-        self._scorer: Scorer | FirstlineError
-        try:
-            self._scorer = _scorer(order)
-        except FirstlineError as error:
-            # Of an actor that dies on its way up Ray keeps the words, and not the kind of error.
-            self._scorer = error
-
-    def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(self._scorer, FirstlineError):
-            raise self._scorer
-        return asdict(self._scorer.score(Chunk(**chunk)))
-
-
-def on_ray(order: Order, chunks: Sequence[Chunk], cpus: int | None) -> Iterator[Scored]:
-    """By Ray Data, in a pool of actors with one thread each, in whatever order they get done.
-
-    A pool that lost an actor is started again, for the chunks that have no part yet.
-
-    Raises:
-        FirstlineError: what an actor raised; ServiceError: Ray gave up.
-    """
-    import ray
-    from ray.exceptions import RayError
-
-    from cluster.connect import connected
-
-    left = {chunk.index: chunk for chunk in chunks}
-    with connected(load_settings(order.home), num_cpus=cpus):
-        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        size = cpus or int(found.get("CPU", 1))
-        for attempt in range(_ATTEMPTS):
-            try:
-                for one in _pooled(order, list(left.values()), size):
-                    del left[one.index]
-                    yield one
-            except (RayError, FirstlineError) as error:
-                cause = _cause(error)
-                if not isinstance(cause, ServiceError) or attempt == _ATTEMPTS - 1:
-                    raise cause from error
-                log.warning("%s", cause)
-            for chunk in [one for one in left.values() if is_done(order.out, one)]:
-                yield Scored(left.pop(chunk.index).index, chunk.rows, time.time(), time.time())
-            if not left:
-                return
-
-
-def _pooled(order: Order, chunks: Sequence[Chunk], size: int) -> Iterator[Scored]:
-    import ray.data
-    from ray.util.annotations import RayDeprecationWarning
-
-    _quieten(ray.data.DataContext.get_current())
-    names = ray.data.from_items(list(map(asdict, chunks)), override_num_blocks=len(chunks))
-    with warnings.catch_warnings():
-        # 2.60 has no other way to say that an actor which dies, for want of memory say, is not to
-        # be started again without end.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        scored = names.map(
-            ChunkActor,  # type: ignore[arg-type]  # a class, of which Ray makes the callable
-            fn_constructor_args=(order,),
-            compute=ray.data.ActorPoolStrategy(
-                size=min(size, len(chunks)), max_tasks_in_flight_per_actor=2
-            ),
-            num_cpus=0 if order.background else 1,
-            max_restarts=0,
-        )
-    for row in scored.iter_rows():
-        yield Scored(**row)
-
-
-def _quieten(context: Any) -> None:
-    """Our progress is told by `cluster.progress`; Ray Data's own bars and notes are off."""
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what went wrong is raised
-
-
-def _cause(error: BaseException) -> FirstlineError:
-    """Ours, out of what Ray put around it."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, FirstlineError):
-            return found
-        found = getattr(found, "cause", None) or found.__cause__
-    return ServiceError(
-        f"Ray gave up on scoring: {str(error).strip().splitlines()[-1][:_SHOWN]} ... Run the same "
-        "command again: it goes on where it stopped."
-    )

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.bundles import TOKENIZER
-from serve_app.guard.prepare import TextTokenizer
+from serve_app.model.tokenizer import TextTokenizer
 from train_jobs.data import Dataset
 from train_jobs.training.encoders import max_tokens, trained_classifier
 from train_jobs.training.trainer import features_of

@@ -21,7 +21,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cluster.bundles import TOKENIZER
-from serve_app.guard.prepare import TextTokenizer
+from serve_app.model.tokenizer import TextTokenizer
 from train_jobs.data import Dataset
 from train_jobs.student.quantize import rounded
 from train_jobs.training.encoders import max_tokens

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from cluster.bundles import TOKENIZER
 from cluster.errors import ConfigError
-from serve_app.guard.prepare import MAX_TOKENS
+from serve_app.model.tokenizer import MAX_TOKENS
 
 _SQUARE: Final = 4  # dimensions of a mask (batch, 1, queries, keys)
 MINILM: Final = "minilm"

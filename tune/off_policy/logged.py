@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cluster.audit.write import AuditRecord, FeedbackRecord, Record
+from cluster.audit.records import AuditRecord, FeedbackRecord, Record
 from cluster.errors import ReleaseError
 from cluster.releases import Release
 from serve_app.contracts import Route, RouteReason

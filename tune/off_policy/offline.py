@@ -23,7 +23,8 @@ from typing import Any, Final
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.audit.write import ReadReport, Record, read
+from cluster.audit.read import ReadReport, read
+from cluster.audit.records import Record
 from cluster.errors import ConfigError, DataError
 from serve_app.contracts import RouteReason
 from serve_app.decide.cost import Prices

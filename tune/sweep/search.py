@@ -1,6 +1,6 @@
 """The sweep: a table and a pool of scorers -> the Pareto front, by Ray Tune with Optuna.
 
-    python -m tune.sweep.search --table .firstline/tables/<pair>/tune.parquet --out .firstline/sweep
+    python -m tune.sweep --table .firstline/tables/<pair>/tune.parquet --out .firstline/sweep
 
 A trial is one point of the space (space.py): a scorer of the pool or a vector of weights, and hard
 rules. It tries every floor and every threshold of it, thousands of policies, since all thresholds
@@ -17,12 +17,10 @@ of the table, the pool and the config. Tune keeps its state there as pickles, so
 able to write there.
 """
 
-import argparse
 import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,16 +46,14 @@ from ray.tune import (
 )
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster.errors import FirstlineError
 from cluster.files import read_json, sha256_json, write_json
-from cluster.progress import Report, silent, stage
+from cluster.progress import Report, silent
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import Rules
 from serve_app.decide.scores import Weighted
-from tune.learned import pool as pools
 from tune.learned.pool import Scorer
 from tune.objective import Curve, FrontPoint, Shape, curve, pareto
-from tune.replay import COLUMNS, Floats, Ints, Table, load_table
+from tune.replay import COLUMNS, Floats, Ints, Table
 from tune.sweep.space import BUDGET, FLOORS, SCORER, WEIGHTS, Point, Space, rules_of, simplicity
 from tune.sweep.space import weights_of as weights_in
 
@@ -389,58 +385,3 @@ def load(path: Path) -> SweepResult:
         if point["scorer"]:
             point["policy"] |= made["scorers"][point["scorer"]]
     return TypeAdapter(SweepResult).validate_python(made)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `python -m tune.sweep.search`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tune.sweep.search",
-        description="Search escalation policies on a replayed table; write the Pareto front.",
-    )
-    parser.add_argument("--table", type=Path, required=True, help="a replayed Parquet table")
-    parser.add_argument("--extra", type=Path, help="another split's, to learn scorers from too")
-    parser.add_argument("--out", type=Path, required=True, help="folder for front.json, pareto.png")
-    parser.add_argument("--trials", type=int, default=SweepConfig.trials)
-    parser.add_argument("--seed", type=int, help="default: FIRSTLINE_SEED")
-    options = parser.parse_args(arguments)
-    try:
-        _search(options)
-    except FirstlineError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(2) from None
-
-
-def _search(options: argparse.Namespace) -> None:
-    from cluster.connect import connected
-    from cluster.settings import load_settings
-    from tune.reporting.pictures import draw_pareto
-
-    table = load_table(options.table)
-    extra = None if options.extra is None else load_table(options.extra)
-    settings = load_settings()
-    out = options.out.absolute()
-    config = SweepConfig(
-        storage=str(out / "ray"),
-        trials=options.trials,
-        seed=settings.seed if options.seed is None else options.seed,
-    )
-    with stage("scorers") as progress:
-        pool = pools.pool(table, extra, progress)
-    with connected(settings), stage("sweep") as progress:
-        result = run(config, table, pool, progress)
-    save(result, out / "front.json")
-    draw_pareto(out / "pareto.png", result.front, table, config.prices)
-    for point in result.front:
-        sys.stdout.write(
-            f"accuracy {point.outcome.accuracy:.4f}  cost ${point.outcome.cost_usd:.5f}  "
-            f"edge {point.outcome.edge_share:.1%}  risk {point.outcome.risk:.2%}  "
-            f"{point.policy.score} >= {point.policy.threshold:.4f}\n"
-        )
-    sys.stdout.write(f"{result.policies_evaluated} policies in {result.seconds:.1f} s -> {out}\n")
-
-
-if __name__ == "__main__":
-    # By its name: Tune pickles what is in __main__ by value, and could not restore it.
-    from tune.sweep.search import main as by_name
-
-    by_name()

@@ -27,9 +27,9 @@ from train_jobs.data import (
     content_key,
     load_dataset,
     read_messages,
-    read_rows,
 )
-from train_jobs.samples import generate
+from train_jobs.rows import read_rows
+from train_jobs.samples.generator import generate
 
 JUDGED = ("calibration", "tune", "certify", "test")
 DISJOINT = ("train", *JUDGED)

@@ -9,15 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.bundles import (
-    DatasetRef,
-    Finished,
-    GoldenRow,
-    Metric,
-    ModelBundle,
-    Role,
-    write_bundle,
-)
+from cluster.bundles import DatasetRef, Finished, GoldenRow, Metric, ModelBundle, Role, write_bundle
 from cluster.errors import ConfigError, GateError
 from cluster.registry import fetch_bundle
 from cluster.settings import Settings

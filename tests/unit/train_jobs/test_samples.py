@@ -14,18 +14,9 @@ from sklearn.pipeline import make_pipeline
 from cluster.errors import ConfigError
 from serve_app.guard.pii import redact
 from serve_app.guard.prepare import dedup_key
-from train_jobs.samples import (
-    CLOSERS,
-    DOMAINS,
-    EITHER,
-    FEELINGS,
-    OPENERS,
-    Sample,
-    Sentiment,
-    generate,
-    main,
-    write_csv,
-)
+from train_jobs.samples.__main__ import main
+from train_jobs.samples.generator import Sample, generate, write_csv
+from train_jobs.samples.phrases import CLOSERS, DOMAINS, EITHER, FEELINGS, OPENERS, Sentiment
 
 PINNED = [
     "Your form asks whether the shoes have lasted longer than my last pair. Where do I answer? "

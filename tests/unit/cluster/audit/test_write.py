@@ -19,20 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-import cluster.audit.write as audit
-from cluster.audit.write import (
-    AuditLog,
-    AuditRecord,
-    FeedbackRecord,
-    ReadReport,
-    Record,
-    TextHasher,
-    compact,
-    load_key,
-    parse,
-    parse_since,
-    read,
-)
+from cluster.audit import compact as compaction
+from cluster.audit import days, keyed_hash
+from cluster.audit.compact import Compacted, compact
+from cluster.audit.keyed_hash import TextHasher, load_key
+from cluster.audit.read import ReadReport, parse_since, read
+from cluster.audit.records import AuditRecord, FeedbackRecord, Record, parse
+from cluster.audit.write import AuditLog
 from cluster.errors import AuditError, ConfigError
 
 NOON_S = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
@@ -71,7 +64,7 @@ def write(
     return folder / f"{datetime.fromtimestamp(at_s, UTC):%Y%m%d}-{writer}.jsonl"
 
 
-def compact_closed(folder: Path) -> audit.Compacted:
+def compact_closed(folder: Path) -> Compacted:
     """Compacts the 21st, as seen two days later."""
     return compact(folder, TOMORROW, lambda: NOON_S + 2 * DAY_S)
 
@@ -243,7 +236,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
 def test_the_second_maker_of_a_key_takes_the_first_ones(tmp_path: Path) -> None:
     path = tmp_path / "key"
     key = load_key(path)
-    audit._make_key(path)  # a process that saw no file a moment ago
+    keyed_hash._make_key(path)  # a process that saw no file a moment ago
     assert load_key(path) == key
 
 
@@ -323,7 +316,8 @@ def test_a_record_survives_a_sigkill_right_after(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from cluster.audit.write import AuditLog, FeedbackRecord
+from cluster.audit.records import FeedbackRecord
+from cluster.audit.write import AuditLog
 AuditLog(Path(sys.argv[1]), "r1").append([FeedbackRecord("last words", 1.0, "positive")])
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -336,7 +330,8 @@ def test_a_full_disk_refuses_the_answer_and_leaves_no_half_record(tmp_path: Path
     code = """
 import json, resource, sys
 from pathlib import Path
-from cluster.audit.write import AuditLog, FeedbackRecord
+from cluster.audit.records import FeedbackRecord
+from cluster.audit.write import AuditLog
 from cluster.errors import AuditError
 log = AuditLog(Path(sys.argv[1]), "r1")
 log.append([FeedbackRecord("before", 1.0, "x")])
@@ -502,7 +497,7 @@ def test_since_reaches_back_into_the_day_it_falls_in(tmp_path: Path) -> None:
 @given(count=st.integers(0, 12), last=st.integers(0, 14), block_bytes=st.integers(1, 900))
 def test_the_last_records_are_found_from_the_end(count: int, last: int, block_bytes: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(audit, "_BLOCK_BYTES", block_bytes)
+        patched.setattr(days, "BLOCK_BYTES", block_bytes)
         with TemporaryDirectory() as name:
             folder = Path(name)
             write(folder, [answer(i) for i in range(count)] or [answer(0)])
@@ -566,7 +561,7 @@ def test_compacting_twice_changes_nothing(tmp_path: Path) -> None:
     write(tmp_path, both_kinds())
     compact_closed(tmp_path)
     data = (tmp_path / "20261121.parquet").read_bytes()
-    assert compact_closed(tmp_path) == audit.Compacted((), 0, ())
+    assert compact_closed(tmp_path) == Compacted((), 0, ())
     assert (tmp_path / "20261121.parquet").read_bytes() == data
 
 
@@ -574,7 +569,7 @@ def test_row_groups_and_the_last_rows_of_a_compacted_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An early version lost the record after each full row group."""
-    monkeypatch.setattr(audit, "_ROW_GROUP", 4)
+    monkeypatch.setattr(compaction, "_ROW_GROUP", 4)
     records = [answer(i) for i in range(11)]
     write(tmp_path, records)
     assert compact_closed(tmp_path).records == 11
@@ -593,7 +588,7 @@ def crash(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", ["_delete", "_sync"])
+@pytest.mark.parametrize("step", ["_delete", "sync"])
 def test_a_crash_of_the_compaction_doubles_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -601,7 +596,7 @@ def test_a_crash_of_the_compaction_doubles_and_loses_nothing(
     write(tmp_path, [answer(1)], "r2")
     expected = [answer(i) for i in range(3)]
     with monkeypatch.context() as patched:
-        patched.setattr(audit, step, crash)
+        patched.setattr(compaction, step, crash)
         with pytest.raises(KeyboardInterrupt):
             compact_closed(tmp_path)
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
@@ -619,12 +614,12 @@ def test_a_sigkill_half_way_through_the_deletions_doubles_nothing(tmp_path: Path
 import os, signal, sys
 from datetime import date
 from pathlib import Path
-import cluster.audit.write as audit
+from cluster.audit import compact
 def half(paths):
     paths[0].unlink()
     os.kill(os.getpid(), signal.SIGKILL)
-audit._delete = half
-audit.compact(Path(sys.argv[1]), date(2026, 11, 22), lambda: float(sys.argv[2]))
+compact._delete = half
+compact.compact(Path(sys.argv[1]), date(2026, 11, 22), lambda: float(sys.argv[2]))
 """
     assert run_python(code, tmp_path, NOON_S + 2 * DAY_S).returncode == -9
     assert len(list(tmp_path.glob("*.jsonl"))) == 1
@@ -653,7 +648,10 @@ def test_a_file_with_a_corrupt_line_is_left_for_a_person(tmp_path: Path) -> None
 
 def test_one_compaction_at_a_time(tmp_path: Path) -> None:
     write(tmp_path, [answer(0)])
-    with audit._only_compaction(tmp_path), pytest.raises(AuditError, match="Another compaction"):
+    with (
+        compaction._only_compaction(tmp_path),
+        pytest.raises(AuditError, match="Another compaction"),
+    ):
         compact_closed(tmp_path)
 
 

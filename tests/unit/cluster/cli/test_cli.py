@@ -21,7 +21,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cluster.audit.write import AuditLog, AuditRecord
+from cluster.audit.records import AuditRecord
+from cluster.audit.write import AuditLog
 from cluster.bundles import MANIFEST as BUNDLE_MANIFEST
 from cluster.bundles import ModelBundle, load_bundle, write_bundle
 from cluster.cli import app
@@ -39,7 +40,7 @@ from serve_app.model.classifier import OnnxClassifier
 from tests.support.serving import Pair, make_pair, make_release
 from tests.support.toys import traffic
 from train_jobs.data import DataConfig, Dataset, build
-from train_jobs.samples import write_csv
+from train_jobs.samples.generator import write_csv
 from tune.certificate.recertify import USED
 from tune.objective import FrontPoint, Shape, evaluate
 from tune.release import TuneConfig

@@ -8,7 +8,7 @@ from cluster.registry import champion
 from cluster.releases import Release
 from cluster.settings import Settings
 from serve_app.cascade.traffic import Routed
-from serve_app.service.process import write_info
+from serve_app.service.state import write_info
 from tests.unit.cluster.cli.test_cli import firstline, refused, released
 from tests.unit.serve_app.service.test_process import info
 

@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serve_app.access.abuse import (
-    Abuse,
-    AbuseAction,
-    AbuseConfig,
-    AbuseEvent,
-    AbuseKind,
-    AbuseRule,
-    Sweep,
-    Verdict,
-)
+from serve_app.access.abuse import Abuse, AbuseConfig, AbuseRule, Sweep, Verdict
+from serve_app.contracts import AbuseAction, AbuseEvent, AbuseKind
 
 SEED_TEXTS = [
     "where is the parcel that I ordered for my mother last week",

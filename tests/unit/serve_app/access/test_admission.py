@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import pytest
 from fastapi import Depends, FastAPI
 
-from serve_app.access.abuse import Abuse, AbuseAction, AbuseConfig, AbuseEvent, AbuseRule
+from serve_app.access.abuse import Abuse, AbuseConfig, AbuseRule
 from serve_app.access.admission import OPEN_PATHS, Admission
 from serve_app.access.keys import ApiKey, Keys, KeyStore, Scope, new_key, now_utc
 from serve_app.access.rate_limits import RateConfig, Rates
-from serve_app.contracts import Caller
+from serve_app.contracts import AbuseAction, AbuseEvent, Caller
 from serve_app.http.routes import create_api
 from tests.unit.serve_app.http.test_routes import (
     SECRET,

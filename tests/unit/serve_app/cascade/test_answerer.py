@@ -11,20 +11,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.audit.write import AuditRecord
+from cluster.audit.records import AuditRecord
 from cluster.errors import AuditError, ModelOutputError
-from serve_app.cascade.answerer import Answerer, EmptyTextsError, ServedRelease, UnansweredError
+from serve_app.cascade.answerer import Answerer, ServedRelease
 from serve_app.cascade.cache import Cache, CacheConfig, NoCache, ResponseCache
 from serve_app.cascade.escalation import OPEN_DOOR, Door
-from serve_app.cascade.work import Answered
-from serve_app.contracts import Cached, Caller, Message, Prediction, Route, RouteReason, packed
+from serve_app.contracts import (
+    Cached,
+    Caller,
+    Message,
+    Outcome,
+    Prediction,
+    Route,
+    RouteReason,
+    packed,
+)
+from serve_app.decide.answered import Answered
 from serve_app.decide.cost import Prices
 from serve_app.decide.explain import Alternative
 from serve_app.decide.policy import RANDOM, RouterPolicy, Rules
 from serve_app.decide.scores import Logistic, MaxProbability, Weighted
 from serve_app.decide.signals import log_odds, random_signal
+from serve_app.errors import EmptyTextsError, OverloadedError, UnansweredError
 from serve_app.guard.prepare import prepare
-from serve_app.tiers.batching import Outcome, OverloadedError
 
 pytestmark = pytest.mark.anyio
 

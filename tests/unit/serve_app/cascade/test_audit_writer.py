@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.audit.write import AuditLog, FeedbackRecord, Record, read
+from cluster.audit.read import read
+from cluster.audit.records import FeedbackRecord, Record
+from cluster.audit.write import AuditLog
 from cluster.errors import AuditError
 from serve_app.cascade.audit_writer import Journal
 

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from cluster.audit.write import TextHasher
-from cluster.redis_store import SharedStore, derive_key
+from cluster.audit.keyed_hash import TextHasher
 from serve_app.cascade.cache import (
     CacheConfig,
     CacheCounts,
@@ -33,6 +32,7 @@ from serve_app.decide.policy import decide
 from serve_app.decide.scores import Random
 from serve_app.decide.signals import SIGNALS, signals
 from serve_app.guard.prepare import prepare
+from serve_app.redis_store import SharedStore, derive_key
 from tests.support.redis_server import RedisServer, raw_redis
 from tests.support.strategies import POLICIES
 from tests.support.tables import LABELS

@@ -8,16 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cluster.errors import ModelOutputError, ServiceError
-from serve_app.cascade.circuit_breaker import (
-    CircuitBreaker,
-    CircuitState,
-    EscalationBudget,
-    RecentCount,
-    default_budget_share,
-    tally,
-)
-from serve_app.contracts import Prediction, packed
-from serve_app.tiers.batching import DeadlineError, Outcome, OverloadedError
+from serve_app.cascade.circuit_breaker import CircuitBreaker, CircuitState, RecentCount, tally
+from serve_app.cascade.escalation import EscalationBudget, default_budget_share
+from serve_app.contracts import Outcome, Prediction, packed
+from serve_app.errors import DeadlineError, OverloadedError
 
 GOOD = Prediction("a", 0.9, 0.8, 0.1, packed(0.9, 0.1))
 NAN = ModelOutputError("NaN")

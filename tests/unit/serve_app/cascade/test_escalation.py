@@ -1,7 +1,7 @@
 """The door to the cloud: the budget first, the breaker's few probes last."""
 
-from serve_app.cascade.circuit_breaker import CircuitBreaker, CircuitState, EscalationBudget
-from serve_app.cascade.escalation import OPEN_DOOR, Door
+from serve_app.cascade.circuit_breaker import CircuitBreaker, CircuitState
+from serve_app.cascade.escalation import OPEN_DOOR, Door, EscalationBudget
 from serve_app.contracts import RouteReason
 
 

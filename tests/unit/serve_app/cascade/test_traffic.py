@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from cluster.errors import ConfigError
 from serve_app.cascade import traffic
-from serve_app.cascade.traffic import Routed, Traffic, Trial, adapted, thompson_weights
+from serve_app.cascade.traffic import Routed, Traffic
 from serve_app.monitor.stats import Report
 from serve_app.monitor.windows import Windows
+from serve_app.service.adaptive import Trial, adapted, thompson_weights
 
 KEY = b"0123456789abcdef"
 USERS = [f"user-{i}" for i in range(4000)]

@@ -22,7 +22,7 @@ from cluster.jobs import submit
 from cluster.settings import load_settings
 from serve_app.access.admission import Admission
 from serve_app.access.keys import Keys, Scope, new_key
-from serve_app.client.client import MAX_TEXTS, AsyncFirstline, Firstline
+from serve_app.client.client import AsyncFirstline, Firstline
 from serve_app.client.exchange import (
     RateLimitedError,
     ResponseError,
@@ -33,8 +33,9 @@ from serve_app.client.exchange import (
     UnavailableError,
     UnreachableError,
 )
-from serve_app.http import routes as api
 from serve_app.http.open_inference import add_v2
+from serve_app.http.routes import create_api
+from serve_app.request_limits import MAX_TEXTS
 from tests.support.http_server import serving
 from tests.unit.serve_app.http.test_routes import StubService
 
@@ -120,10 +121,6 @@ BUSY = refusal("Busy.", "overloaded")
 
 
 # ---- lists --------------------------------------------------------------------------------------
-
-
-def test_the_client_and_the_service_agree_on_how_many_texts_one_request_has() -> None:
-    assert MAX_TEXTS == api.MAX_TEXTS
 
 
 @pytest.mark.parametrize("count", [0, 1, 256, 257, 600])
@@ -522,7 +519,7 @@ def test_a_job_has_texts_or_a_file() -> None:
 
 def test_every_method_fits_the_real_routes() -> None:
     service = StubService()
-    with serving(api.create_api(service)) as url, Firstline(url) as client:
+    with serving(create_api(service)) as url, Firstline(url) as client:
         answers = client.classify(["a"] * 300, explain=True)
         assert len({answer["id"] for answer in answers}) == 300
         assert answers[0]["label"] == "yes"
@@ -542,7 +539,7 @@ def test_every_method_fits_the_real_routes() -> None:
 
 async def test_every_method_of_the_async_client_does_too() -> None:
     service = StubService()
-    with serving(api.create_api(service)) as url:
+    with serving(create_api(service)) as url:
         async with AsyncFirstline(url) as client:
             answers = await client.classify(["a"] * 300, route_only=True)
             assert [answer["label"] for answer in answers] == [None] * 300
@@ -560,7 +557,7 @@ def test_a_key_lets_the_client_in_and_a_lost_answer_is_not_made_twice() -> None:
     listed = SecretStr(json.dumps([entry.model_dump(mode="json")]))
     service = StubService()
     admission = Admission(Keys(Path("/nowhere/keys.json"), listed))
-    app = LosesTheFirstAnswer(api.create_api(service, admission=admission))
+    app = LosesTheFirstAnswer(create_api(service, admission=admission))
     with serving(app) as url:
         with Firstline(url, api_key=token, retries=QUICK) as client:
             answers = client.classify(["a", "b"])
@@ -593,7 +590,7 @@ def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> Non
     page = Path(__file__).parents[4] / "docs" / "client.md"
     examples = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     service, admission = StubService(), Admission()
-    app = api.create_api(service, admission=admission)
+    app = create_api(service, admission=admission)
     add_v2(app, service, admission)
     with serving(app) as url:
         for example in examples:

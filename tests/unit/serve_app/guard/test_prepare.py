@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve_app.contracts import RouteReason
-from serve_app.guard.prepare import TextTokenizer, dedup_key, normalise, prepare
+from serve_app.guard.prepare import dedup_key, normalise, prepare
+from serve_app.model.tokenizer import TextTokenizer
 from tests.support.toys import make_bundle
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates included

@@ -12,16 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from cluster.redis_store import SharedStore
-from serve_app.http.idempotency import (
-    CLAIM_S,
-    Idempotency,
-    IdempotencyConfig,
-    IdempotencyConflictError,
-    IdempotencyInWorkError,
-    IdempotencyKeyError,
-    parse_header,
-)
+from serve_app.errors import IdempotencyConflictError, IdempotencyInWorkError, IdempotencyKeyError
+from serve_app.http.idempotency import CLAIM_S, Idempotency, IdempotencyConfig, parse_header
+from serve_app.redis_store import SharedStore
 from tests.support.redis_server import RedisServer, raw_redis
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patient")]

@@ -19,16 +19,15 @@ from pydantic import SecretStr
 from tritonclient.utils import InferenceServerException
 
 from cluster.errors import AuditError, ServiceError
-from serve_app.access.admission import Admission, RefusedError
+from serve_app.access.admission import Admission
 from serve_app.access.keys import ApiKey, Keys, Scope, new_key
 from serve_app.access.rate_limits import RateConfig
-from serve_app.cascade.answerer import EmptyTextsError, UnansweredError
-from serve_app.cascade.work import Answered
 from serve_app.contracts import Caller
+from serve_app.decide.answered import Answered
+from serve_app.errors import EmptyTextsError, OverloadedError, RefusedError, UnansweredError
 from serve_app.http.open_inference import PLATFORM, Refusal, add_v2
 from serve_app.http.routes import create_api
 from serve_app.http.tensors import HEADER_BYTES, InferOut, read
-from serve_app.tiers.batching import OverloadedError
 from tests.support.http_server import serving
 from tests.unit.serve_app.http.test_routes import SECRET, StubService
 

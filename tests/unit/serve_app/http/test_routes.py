@@ -15,15 +15,15 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 
 from cluster.errors import AuditError, ServiceError
-from serve_app.cascade.answerer import EmptyTextsError, UnansweredError
-from serve_app.cascade.work import Answered
 from serve_app.contracts import Caller, Route, RouteReason
+from serve_app.decide.answered import Answered
 from serve_app.decide.explain import Explanation
+from serve_app.errors import EmptyTextsError, OverloadedError, UnansweredError
 from serve_app.guard.prepare import normalise
 from serve_app.http.body import Intake
 from serve_app.http.errors import ErrorOut
-from serve_app.http.routes import ClassifyIn, ClassifyOut, create_api
-from serve_app.tiers.batching import OverloadedError
+from serve_app.http.models import ClassifyIn, ClassifyOut
+from serve_app.http.routes import create_api
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from cluster.audit.write import FeedbackRecord, Record
+from cluster.audit.records import FeedbackRecord, Record
 from serve_app.monitor.emitter import MetricsEmitter, Send
 
 

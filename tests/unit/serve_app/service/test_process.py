@@ -11,10 +11,10 @@ from cluster.settings import Settings, load_settings
 from serve_app.cascade import traffic
 from serve_app.cascade.traffic import Routed
 from serve_app.deploy.config import ServeConfig
-from serve_app.deploy.router import release_app
-from serve_app.service import lifecycle as service
-from serve_app.service.process import STATE, ServiceInfo, moving, read_info, write_info
+from serve_app.deploy.names import release_app
+from serve_app.service import releases
 from serve_app.service.rollout import applications
+from serve_app.service.state import STATE, ServiceInfo, moving, read_info, write_info
 
 
 def info(**changes: object) -> ServiceInfo:
@@ -69,11 +69,11 @@ def test_one_at_a_time_moves_the_releases(served: Settings) -> None:
 
 
 MOVES: dict[str, Callable[[Settings], object]] = {
-    "canary": lambda settings: service.canary(settings, "r-2", 0.1),
-    "shadow": lambda settings: service.shadow(settings, "r-2"),
-    "rollback": service.rollback,
-    "route": lambda settings: service.route(settings, traffic.only("r-2")),
-    "adapt": lambda settings: service.adapt(settings, np.random.default_rng(0)),
+    "canary": lambda settings: releases.canary(settings, "r-2", 0.1),
+    "shadow": lambda settings: releases.shadow(settings, "r-2"),
+    "rollback": releases.rollback,
+    "route": lambda settings: releases.route(settings, traffic.only("r-2")),
+    "adapt": lambda settings: releases.adapt(settings, np.random.default_rng(0)),
 }
 
 
@@ -88,16 +88,16 @@ def test_nothing_is_moved_where_nothing_runs(
 
 def test_without_a_keeper_nobody_would_move_the_weights(served: Settings) -> None:
     with pytest.raises(ServiceError, match="Leave --adaptive out"):
-        service.canary(served, "r-2", 0.1, adaptive=True)
+        releases.canary(served, "r-2", 0.1, adaptive=True)
 
 
 def test_what_answers_is_no_shadow(served: Settings) -> None:
     with pytest.raises(ServiceError, match="r-1 answers 100% of the traffic"):
-        service.shadow(served, "r-1")
+        releases.shadow(served, "r-1")
 
 
 def test_weights_that_are_not_adaptive_are_left_alone(served: Settings) -> None:
-    assert service.adapt(served, np.random.default_rng(0)) is None
+    assert releases.adapt(served, np.random.default_rng(0)) is None
 
 
 def test_a_canary_changes_nothing_of_the_router_but_its_user_config() -> None:

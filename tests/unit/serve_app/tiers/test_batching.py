@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ModelOutputError, ServiceError
-from serve_app.contracts import Prediction, packed
+from serve_app.contracts import Prediction, TierCall, packed
 from serve_app.deploy.config import TierConfig
-from serve_app.tiers.batching import DeadlineError, Gatherer, OverloadedError, ServiceRate, TierCall
+from serve_app.errors import DeadlineError, OverloadedError
+from serve_app.tiers.batching import Gatherer
+from serve_app.tiers.service_rate import ServiceRate
 
 pytestmark = pytest.mark.anyio
 

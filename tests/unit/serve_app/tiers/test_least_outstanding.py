@@ -7,15 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.serve._private.common import (
-    DeploymentHandleSource,
-    DeploymentID,
-    RequestMetadata,
-)
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID
 
 from serve_app.tiers.least_outstanding import LeastOutstanding
-from serve_app.tiers.local_socket import ADDRESS, lines_of
+from serve_app.tiers.local_socket import ADDRESS
+from serve_app.tiers.socket_client import lines_of
 
 TIER = DeploymentID("edge", "release-r-1")
 HERE = "this node"

@@ -20,7 +20,9 @@ from cluster.errors import BundleError, ServiceError
 from serve_app.contracts import Prediction, packed
 from serve_app.tiers import local_socket as line_module
 from serve_app.tiers.autoscaling import Load
-from serve_app.tiers.local_socket import Answer, ForeignPeerError, Lines, LineServer
+from serve_app.tiers.local_socket import ForeignPeerError
+from serve_app.tiers.socket_client import Lines
+from serve_app.tiers.socket_server import Answer, LineServer
 
 SHA = "0" * 64
 BUDGET_S = 5.0

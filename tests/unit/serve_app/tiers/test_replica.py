@@ -11,8 +11,9 @@ from cluster.bundles import MODEL, ModelBundle
 from cluster.errors import BundleError
 from serve_app.contracts import Prediction
 from serve_app.tiers.autoscaling import LISTS
-from serve_app.tiers.local_socket import ADDRESS, Lines
+from serve_app.tiers.local_socket import ADDRESS
 from serve_app.tiers.replica import Tier
+from serve_app.tiers.socket_client import Lines
 from tests.support.toys import make_bundle, message
 
 

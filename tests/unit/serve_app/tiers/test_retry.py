@@ -14,7 +14,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from cluster.errors import BundleError, ModelOutputError, ServiceError
 from serve_app.contracts import Prediction, packed
-from serve_app.tiers.batching import Gatherer, OverloadedError
+from serve_app.errors import OverloadedError
+from serve_app.tiers.batching import Gatherer
 from serve_app.tiers.retry import Hop
 
 pytestmark = pytest.mark.anyio

@@ -17,16 +17,20 @@ from cluster.cli.score import words
 from cluster.errors import ConfigError, DataError
 from cluster.files import read_json
 from cluster.releases import load_release
-from cluster.scored import REFUSED, SUMMARY, part, rows
 from cluster.settings import Settings, load_settings
 from serve_app.cascade.offline import Pair
 from serve_app.contracts import Prediction
+from serve_app.scored import REFUSED, SUMMARY, part, rows
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message, traffic
 from train_jobs.scoring import chunks as chunking
-from train_jobs.scoring.chunks import FEWEST_ROWS, Chunk, Columns, Plan, Reader, Row, hashes, plan
-from train_jobs.scoring.score import Order, ScoreConfig, Scored, here, run
-from train_jobs.scoring.score import Scorer as _Scorer
+from train_jobs.scoring import text_files
+from train_jobs.scoring.chunks import FEWEST_ROWS, Chunk, Plan, Reader, Row, hashes, plan
+from train_jobs.scoring.columns import Columns
+from train_jobs.scoring.on_ray import here
+from train_jobs.scoring.score import ScoreConfig, run
+from train_jobs.scoring.scorer import Order, Scored
+from train_jobs.scoring.scorer import Scorer as _Scorer
 
 EASY, HARD = message("negative"), message("negative", hard=True)
 PINNED = message("negative", hard=True, extra="jo@example.com")
@@ -198,7 +202,7 @@ def test_broken_records_of_csv_are_told_and_the_others_read(tmp_path: Path) -> N
 
 
 def test_a_line_without_an_end_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunking, "_MAX_LINE", 1 << 10)
+    monkeypatch.setattr(text_files, "_MAX_LINE", 1 << 10)
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps({"text": "x" * 5000}) + "\n" + json.dumps({"text": "next"}) + "\n")
     huge, after = read_all(planned(path), Columns())

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train_jobs.samples import generate
+from train_jobs.samples.generator import generate
 from train_jobs.student.augment import varied
 
 TEXTS = [sample.text for sample in generate(200, seed=3)]

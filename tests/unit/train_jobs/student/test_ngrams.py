@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.bundles import TOKENIZER
 from cluster.settings import Settings
-from serve_app.guard.prepare import TextTokenizer
+from serve_app.model.tokenizer import TextTokenizer
 from tests.support.encoders import make_tiny_bert
 from train_jobs.data import DataConfig, build
 from train_jobs.student import ngrams

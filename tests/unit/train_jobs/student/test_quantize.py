@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import BertConfig, BertForSequenceClassification
 
 from cluster.bundles import TOKENIZER
-from serve_app.guard.prepare import TextTokenizer
 from serve_app.model.classifier import OnnxScorer
 from serve_app.model.cpu import has_all
+from serve_app.model.tokenizer import TextTokenizer
 from tests.support.encoders import make_tiny_bert
-from train_jobs.samples import generate
+from train_jobs.samples.generator import generate
 from train_jobs.student import graph as served
 from train_jobs.student import ngrams
 from train_jobs.student.domain import fit

@@ -26,8 +26,9 @@ from transformers import (
 
 from cluster.bundles import TOKENIZER
 from cluster.errors import ConfigError
-from serve_app.guard.prepare import TextTokenizer, normalise
-from train_jobs.samples import generate
+from serve_app.guard.prepare import normalise
+from serve_app.model.tokenizer import TextTokenizer
+from train_jobs.samples.generator import generate
 from train_jobs.student.vocabulary import STAND_IN, Vocabulary, cost, save, trim, trim_embedding
 from train_jobs.training.encoders import resolve_base
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.audit.write import AuditLog, AuditRecord, FeedbackRecord, Record
+from cluster.audit.records import AuditRecord, FeedbackRecord, Record
+from cluster.audit.write import AuditLog
 from cluster.errors import ConfigError, DataError, ReleaseError
 from serve_app.contracts import Decision, Route, RouteReason
 from serve_app.decide.cost import Prices

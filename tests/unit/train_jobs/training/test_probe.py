@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.support.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
-from train_jobs import probe
+from train_jobs.training import probe
 from train_jobs.training.encoders import load_classifier, parts_of
 from train_jobs.training.trainer import features_of
 

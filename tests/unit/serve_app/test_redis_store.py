@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from cluster.errors import ConfigError
-from cluster.redis_store import (
+from serve_app.redis_store import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
     TIMEOUT_S,
@@ -49,7 +49,7 @@ async def opened(
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
-        record.getMessage() for record in caplog.records if record.name == "cluster.redis_store"
+        record.getMessage() for record in caplog.records if record.name == "serve_app.redis_store"
     ]
 
 
@@ -247,7 +247,7 @@ async def test_a_redis_that_hangs_holds_up_each_call_once_and_briefly(
     async with opened(redis_process.url + options, clock) as store:
         await store.set("a", b"1", 60)
         redis_process.freeze()
-        monkeypatch.setattr("cluster.redis_store.TIMEOUT_S", TIMEOUT_S)  # as in service
+        monkeypatch.setattr("serve_app.redis_store.TIMEOUT_S", TIMEOUT_S)  # as in service
         start = time.monotonic()
         assert await asyncio.gather(*(store.get("a") for _ in range(32))) == [None] * 32
         assert time.monotonic() - start < TIMEOUT_S + SLACK_S
@@ -257,7 +257,7 @@ async def test_a_redis_that_hangs_holds_up_each_call_once_and_briefly(
         assert time.monotonic() - start < SLACK_S
         assert len(warnings(caplog)) == 1
         redis_process.thaw()
-        monkeypatch.setattr("cluster.redis_store.TIMEOUT_S", PATIENT_S)
+        monkeypatch.setattr("serve_app.redis_store.TIMEOUT_S", PATIENT_S)
         clock.now_s += FIRST_PAUSE_S  # 32 that failed together made one pause, not 32 doublings
         assert await store.get("a") == b"1"
 
@@ -268,7 +268,7 @@ async def test_after_the_pause_one_call_tries_and_the_others_do_not_wait(
     clock = Clock()
     async with opened(redis_process.url, clock) as store:
         redis_process.freeze()
-        monkeypatch.setattr("cluster.redis_store.TIMEOUT_S", TIMEOUT_S)  # as in service
+        monkeypatch.setattr("serve_app.redis_store.TIMEOUT_S", TIMEOUT_S)  # as in service
         await store.get("a")
         clock.now_s += FIRST_PAUSE_S
         trying = asyncio.create_task(store.get("a"))

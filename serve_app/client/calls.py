@@ -1,0 +1,131 @@
+"""What the client asks and what comes back: each call as a plan that both clients run."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, Generic, NoReturn, NotRequired, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
+
+from cluster.errors import DataError, ServiceError
+from serve_app.client.exchange import Call, Reply, json_call
+from serve_app.request_limits import MAX_TEXTS
+
+T = TypeVar("T")
+
+
+class Answer(TypedDict):
+    """What came of one text. `label` is None with `route_only`, and only then."""
+
+    id: str
+    label: str | None
+    confidence: float
+    route: str
+    reason: str
+    cost_usd: float
+    latency_ms: float
+    release: str
+    degraded: bool
+    cached: bool
+    explanation: NotRequired[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan(Generic[T]):
+    """A request, and its answer's JSON -> what the caller gets."""
+
+    call: Call
+    parse: Callable[[Any], T]
+
+
+class Options(TypedDict, total=False):
+    """What may be asked of a classification, beside the texts."""
+
+    explain: bool  # say why
+    route_only: bool  # a preview: the cloud is not paid, there is no label
+    user_id: str  # whose release stays the same while several are compared; never kept
+    deadline_ms: float  # how long each request may take; the service is told
+
+
+def classify_call(texts: Sequence[str], **options: Unpack[Options]) -> Plan[list[Answer]]:
+    deadline_ms = options.pop("deadline_ms", None)
+
+    def parse(value: Any) -> list[Answer]:
+        answers: list[Answer] = value["answers"]
+        if len(answers) != len(texts):
+            raise ServiceError(f"{len(answers)} answers came to {len(texts)} texts.")
+        return answers
+
+    return Plan(
+        json_call("/v1/classify", {"texts": texts, **options}, deadline_ms=deadline_ms), parse
+    )
+
+
+def explain_call(text: str) -> Plan[Mapping[str, Any]]:
+    plan = classify_call([text], explain=True, route_only=True)
+    return Plan(plan.call, lambda value: plan.parse(value)[0]["explanation"])
+
+
+def feedback_call(answer_id: str, label: str) -> Plan[None]:
+    # The newest label of an answer counts, so the same one twice is one.
+    return Plan(json_call("/v1/feedback", {"id": answer_id, "label": label}), lambda _: None)
+
+
+def get_call(path: str, **options: Any) -> Plan[Mapping[str, Any]]:
+    return Plan(Call(method="GET", path=path, **options), dict)
+
+
+def submit_call(texts: Iterable[str] | None, file: str | None) -> Plan[Mapping[str, Any]]:
+    if (texts is None) == (file is None):
+        raise DataError("Give a job either texts or a file, and not both.")
+    body = {"file": file} if texts is None else {"texts": listed(texts)}
+    return Plan(json_call("/v1/jobs", body, repeatable=False), dict)
+
+
+def job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def cancel_call(job_id: str) -> Plan[None]:
+    return Plan(Call(method="DELETE", path=job_path(job_id)), lambda _: None)
+
+
+def results_call(job_id: str) -> Call:
+    return Call(method="GET", path=f"{job_path(job_id)}/results", stream=True)
+
+
+READY: Final = get_call("/readyz", patient=False)
+
+
+def listed(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise DataError("One string was given where a list of texts was expected. Write [text].")
+    return list(texts)
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    if isinstance(texts, str):
+        listed(texts)
+    rest = iter(texts)
+    while batch := list(islice(rest, MAX_TEXTS)):
+        yield batch
+
+
+def parsed(plan: Plan[T], reply: Reply) -> T:
+    try:
+        return plan.parse(json.loads(reply.content) if reply.content else None)
+    except (ValueError, KeyError, TypeError, IndexError):
+        _not_ours(plan.call.path)
+
+
+def row_of(line: str, path: str) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        _not_ours(path)
+
+
+def _not_ours(path: str) -> NoReturn:
+    raise ServiceError(
+        f"What came from {path} is not what Firstline sends. Is another service at this address?"
+    ) from None

@@ -1,0 +1,8 @@
+"""What a request may hold at most. Every door refuses by these numbers, and documents name them."""
+
+from typing import Final
+
+MAX_CHARS = 10_000  # of a raw text
+MAX_TEXTS: Final = 256
+MAX_SHADOWS: Final = 2  # each of them runs every message once more
+MAX_DEADLINE_MS: Final = 60_000

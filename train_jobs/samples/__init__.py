@@ -1,0 +1,1 @@
+"""Invented customer messages: rows and a seed -> texts labelled negative, neutral or positive."""
