@@ -74,10 +74,10 @@ class Prediction(NamedTuple):
     """One model's calibrated answer to one message.
 
     `shares` are the probabilities, packed: only explanations and golden messages look at them, and
-    as floats they are most of what a prediction takes to cross the hop. `margin` is the lead of the
-    first over the second; `entropy` is divided by log(classes), so it is in [0, 1]. `energy` is the
-    logsumexp of the tempered logits, high for the familiar. `distance` is from what the model was
-    trained on: 1.0 is as far as its furthest 1% of calibration messages, and 0.0 is also what a
+    as floats they are most of what a prediction takes to cross that call. `margin` is the lead of
+    the first over the second; `entropy` is divided by log(classes), so it is in [0, 1]. `energy` is
+    the logsumexp of the tempered logits, high for the familiar. `distance` is from what the model
+    was trained on: 1.0 is as far as its furthest 1% of calibration messages, and 0.0 is also what a
     model says that does not measure it. `ngram_margin` is by how much a classifier of n-grams
     prefers `label` to any other; 0.0 likewise.
     """

@@ -77,7 +77,7 @@ def derive_key(key: bytes, purpose: str) -> bytes:
     return blake2b(purpose.encode(), digest_size=32, key=short, person=b"firstline.derive").digest()
 
 
-class Pause:
+class Backoff:
     """When something that failed may be tried again: pure, `now_s` is an argument.
 
     `begin` gives a ticket, or None during the pause; `succeeded` and `failed` take it back and say
@@ -150,7 +150,7 @@ class SharedStore:
         self._where = _where(options)
         self._key = derive_key(key, "shared store")
         self._clock = clock
-        self._pause = Pause()
+        self._pause = Backoff()
         self._reads: deque[_Read] = deque()
         self._reader: asyncio.Task[None] | None = None
         self.foreign = 0  # values without a right seal

@@ -1,4 +1,6 @@
-"""What a request may hold at most. Every door refuses by these numbers, and documents name them."""
+"""What a request may hold at most. Every way in refuses by these numbers, and documents name
+them.
+"""
 
 from typing import Final
 

@@ -37,7 +37,7 @@ from serve_app.model.cpu import has_all
 from train_jobs.data import Dataset
 from train_jobs.student import domain, ngrams
 from train_jobs.student import graph as served
-from train_jobs.student.quantize import RECIPES, Recipe, quantize
+from train_jobs.student.quantize import RECIPES, QuantizeRecipe, quantize
 from train_jobs.student.vocabulary import Cost
 from train_jobs.training.checkpoints import HISTORY
 from train_jobs.training.encoders import max_tokens, trained_classifier
@@ -174,7 +174,7 @@ def _batched(scorer: OnnxScorer, texts: Sequence[str], batch: int) -> NDArray[np
 
 
 def measure(
-    recipe: Recipe | None,
+    recipe: QuantizeRecipe | None,
     file: Path,
     scorer: OnnxScorer,
     reference: NDArray[np.float32],
@@ -272,7 +272,7 @@ def _seen(scorer: OnnxScorer, texts: Sequence[str]) -> list[Mapping[str, NDArray
 
 def _files(
     model: Path, folder: Path, length: int, dataset: Dataset, *, quantized: bool
-) -> Iterator[tuple[Recipe | None, Path, OnnxScorer]]:
+) -> Iterator[tuple[QuantizeRecipe | None, Path, OnnxScorer]]:
     """Makes and opens fp32, then every variant that this CPU computes as meant."""
 
     def opened(file: Path) -> OnnxScorer:
@@ -317,7 +317,7 @@ def run(
     """
     texts, labels = dataset.labelled("calibration")
     length = max_tokens(str(model))
-    made: list[tuple[Recipe | None, Path, OnnxScorer]] = []
+    made: list[tuple[QuantizeRecipe | None, Path, OnnxScorer]] = []
     variants: list[Variant] = []
     total = 1 + quantized * len(RECIPES)
     with new_folder(out) as folder:

@@ -24,7 +24,7 @@ from tune.replay import Bools, Floats, Ints, Table
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PolicyOutcome:
     """What a policy does to a table.
 
     `accuracy` is the cascade's, over the rows with a true label (NaN if there are none). `risk` is
@@ -69,7 +69,7 @@ class FrontPoint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: RouterPolicy
-    outcome: Outcome
+    outcome: PolicyOutcome
     scorer: str | None = None
 
 
@@ -113,7 +113,7 @@ class Curve:
     def cost_usd(self, prices: Prices) -> Floats:
         return _cost(prices, self.cloud_share)
 
-    def outcome(self, i: int, prices: Prices) -> Outcome:
+    def outcome(self, i: int, prices: Prices) -> PolicyOutcome:
         return _outcome(
             int(self.edge[i]), int(self.right[i]), int(self.failures[i]), self.rows, self.known,
             prices,
@@ -132,7 +132,7 @@ def kept(policy: RouterPolicy, table: Table) -> Bools:
     return trusted
 
 
-def evaluate(policy: RouterPolicy, table: Table, prices: Prices) -> Outcome:
+def evaluate(policy: RouterPolicy, table: Table, prices: Prices) -> PolicyOutcome:
     """One policy on one table. Raises DataError if the table is empty."""
     table.require_rows()
     edge = kept(policy, table)
@@ -218,9 +218,9 @@ def _after(steps: Ints, ends: Ints) -> Ints:
 
 def _outcome(
     edge: int, right: int, failures: int, rows: int, known: int, prices: Prices
-) -> Outcome:
+) -> PolicyOutcome:
     cloud_share = (rows - edge) / rows
-    return Outcome(
+    return PolicyOutcome(
         accuracy=right / known if known else float("nan"),
         cost_usd=prices.per_message(cloud_share),
         edge_share=edge / rows,

@@ -20,7 +20,7 @@ import numpy as np
 from cluster.bundles import ModelBundle, warnings_of
 from cluster.errors import CertifyError, ConfigError, DataError
 from cluster.files import read_json, write_json
-from cluster.progress import Report as Progress
+from cluster.progress import ReleaseReport as Progress
 from cluster.progress import silent
 from cluster.releases import REPORT, Release, create_release, identity_of
 from cluster.settings import Settings
@@ -36,7 +36,7 @@ from tune.learned.pool import Scorer
 from tune.replay import COLUMNS, Table, load_table, replay, save_table
 from tune.reporting.page import Disagreement, write
 from tune.reporting.pictures import draw
-from tune.reporting.report import Latency, Measured, PerTier, Report, build_report
+from tune.reporting.report import Latency, Measured, PerTier, ReleaseReport, build_report
 from tune.select import Selection, Wanted, check_classes, select
 from tune.sweep import search
 
@@ -257,7 +257,7 @@ def make(
     used: Mapping[str, Sequence[str]],
     stages_s: Mapping[str, float],
     settings: Settings,
-) -> tuple[Release, Report]:
+) -> tuple[Release, ReleaseReport]:
     """Writes the release with report and pictures, and logs it; promotes nothing.
 
     Args:
@@ -315,14 +315,14 @@ def make(
     return release, report
 
 
-def report_of(release: Release, latency: Latency | None = None) -> Report:
+def report_of(release: Release, latency: Latency | None = None) -> ReleaseReport:
     """The report of a release, with the latest latency that was measured over HTTP."""
-    report = Report.model_validate(read_json(release.path / REPORT))
+    report = ReleaseReport.model_validate(read_json(release.path / REPORT))
     return report if latency is None else report.model_copy(update={"latency_ms": latency})
 
 
 def write_report(
-    release: Release, report: Report, folder: Path, worst: Sequence[Disagreement] = ()
+    release: Release, report: ReleaseReport, folder: Path, worst: Sequence[Disagreement] = ()
 ) -> tuple[Path, Path]:
     """report.json and report.html (pictures inside) in a folder; returns their paths.
 

@@ -36,7 +36,7 @@ from tune.certificate.certify import (
     start_of,
 )
 from tune.certificate.classes import per_class
-from tune.certificate.counts import Counter, Counts
+from tune.certificate.counts import Counter, PolicyCounts
 from tune.certificate.limits import OPTION, Kind, Limits, observed, of_kind, passes
 from tune.learned.pool import Scorer
 from tune.objective import FrontPoint, Shape, curve
@@ -120,12 +120,12 @@ class Candidate:
         return found[_spread(found.size, MAX_STEPS)]
 
     @cached_property
-    def counts(self) -> Counts:
+    def counts(self) -> PolicyCounts:
         """Of all thresholds."""
         return self._counter.of(self.thresholds)
 
     @cached_property
-    def probed(self) -> Counts:
+    def probed(self) -> PolicyCounts:
         """Of some, which is enough to compare shapes by."""
         return self._counter.of(self._some)
 
@@ -260,7 +260,7 @@ def _within_error(found: Sequence[Candidate], best: int, wanted: Wanted, rows: i
     return best
 
 
-def _reach(seen: Counts, wanted: Wanted, rows: int) -> float:
+def _reach(seen: PolicyCounts, wanted: Wanted, rows: int) -> float:
     """The best edge share among the policies that would pass on so many rows; 0.0 if none would."""
     scaled = seen.scaled(rows)
     would = passes(wanted.limits, scaled, wanted.prices, wanted.confidence, exact=False)

@@ -77,14 +77,14 @@ class AbuseConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AbuseVerdict:
     """What is to be done with a request: made to wait, or refused for so long."""
 
     delay_s: float = 0.0
     blocked_s: float = 0.0
 
 
-_FINE: Final = Verdict()
+_FINE: Final = AbuseVerdict()
 
 
 @dataclass(slots=True)
@@ -183,19 +183,19 @@ class Abuse:
         self._sample = sample
         self._keys: dict[str, _Watched] = {}
 
-    def verdict(self, key: str, now_s: float) -> Verdict:
+    def verdict(self, key: str, now_s: float) -> AbuseVerdict:
         """What is to be done with a request that comes now."""
         watched = self._keys.get(key)
         if watched is None:
             return _FINE
         if now_s < watched.blocked_until_s:
             self._watch(key)  # while it goes on asking, it is not forgotten
-            return Verdict(blocked_s=watched.blocked_until_s - now_s)
+            return AbuseVerdict(blocked_s=watched.blocked_until_s - now_s)
         for kind, evidence in watched.evidence.items():
             if evidence.slowed:
                 evidence.leak(self._config.rule(kind), now_s)
                 if evidence.slowed:
-                    return Verdict(delay_s=self._config.slow_ms / 1000.0)
+                    return AbuseVerdict(delay_s=self._config.slow_ms / 1000.0)
         return _FINE
 
     def refused(self, key: str, now_s: float) -> None:

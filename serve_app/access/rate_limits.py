@@ -31,7 +31,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from cluster.errors import ConfigError
-from serve_app.redis_store import TIMEOUT_S, Pause
+from serve_app.redis_store import TIMEOUT_S, Backoff
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class _Counter:
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = shared
         self._clock = clock
-        self._pause = Pause()
+        self._pause = Backoff()
 
     async def take(self, item: RateLimitItem, of: tuple[str, str], cost: int) -> Allowance:
         if self._shared is not None:

@@ -2,14 +2,14 @@
 
     texts ─> guard ─┬─ seen before ─────────────────────────────────────────────┐
                     └─> edge ─┬─ trusted, or pinned ────────────────────────────┼─> audit ─> out
-                              └─ escalated, explored, edge failed ─> its door ──┘
+                              └─ escalated, explored, edge failed ─> limit ─────┘
 
 Plain: no Ray, no HTTP. The tiers, clocks, ids, log, cache and monitor are arguments.
 
 Decided once:
 - A pinned message (personal data, or a detector that failed) is never in a list for the cloud, nor
   in the cache.
-- Cloud fails, or its door is shut (escalation.py) -> the edge's answer goes out, degraded. Edge
+- Cloud fails, or its limit is reached (escalation.py) -> the edge's answer goes out, degraded. Edge
   fails -> the cloud is asked. Both fail, or the edge fails on a pinned message -> no answer of that
   request leaves (`UnansweredError`).
 - The edge is too busy -> the request is refused (`OverloadedError`), not sent to the dearer tier.
@@ -34,8 +34,8 @@ from typing import Any, Final, Protocol
 from cluster.audit.records import AuditRecord
 from cluster.errors import ModelOutputError
 from serve_app.cascade.cache import Cache, NoCache, cacheable
-from serve_app.cascade.escalation import OPEN_DOOR, Door
-from serve_app.cascade.work import Clerk, Timer, Work
+from serve_app.cascade.escalation import UNLIMITED, EscalationLimit
+from serve_app.cascade.work import RecordBuilder, Timer, Work
 from serve_app.contracts import Caller, Message, Outcome, Prediction, Route, RouteReason
 from serve_app.decide.answered import Answered
 from serve_app.decide.cost import Prices
@@ -96,7 +96,7 @@ class ServedRelease:
     labels: tuple[str, ...]
     edge: Ask
     cloud: Ask
-    door: Door = OPEN_DOOR
+    escalation: EscalationLimit = UNLIMITED
     cache: Cache = field(default_factory=NoCache)
     alternatives: tuple[Alternative, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -139,7 +139,9 @@ class Answerer:
         self._explore_share = explore_share
         self._draw = draw
         policy = release.policy
-        self._clerk = Clerk(policy.threshold, "random" in policy.score.uses, hash_text, now)
+        self._record_builder = RecordBuilder(
+            policy.threshold, "random" in policy.score.uses, hash_text, now
+        )
 
     async def answer(
         self,
@@ -168,7 +170,7 @@ class Answerer:
         self._explore(fresh, exploring)
         await self._escalate(works, fresh, timer)
         answers = [self._answered(work, explain) for work in works]
-        await self._write_down(list(map(self._clerk.record, works, answers)))
+        await self._write_down(list(map(self._record_builder.record, works, answers)))
         self._keep(fresh, caller)
         return answers
 
@@ -184,7 +186,7 @@ class Answerer:
         await self._escalate(works, works, timer)
         made = [self._answered(work, explain=False) for work in works]
         of = [answer.id for answer in seen]
-        await self._write_down(list(map(self._clerk.record, works, made, of)))
+        await self._write_down(list(map(self._record_builder.record, works, made, of)))
 
     async def _write_down(self, records: Sequence[AuditRecord]) -> None:
         await self._audit.append(records)
@@ -234,7 +236,7 @@ class Answerer:
             for work in works
             if cacheable(work.message, work.route, work.reason, work.degraded, uses)
         ]
-        made = map(self._clerk.cached, kept)
+        made = map(self._record_builder.cached, kept)
         pairs = zip(self._keys(kept, caller), made, strict=True)
         self.release.cache.put_many(pairs, self.release.labels)
 
@@ -289,7 +291,7 @@ class Answerer:
     # -- the cloud --
 
     async def _escalate(self, works: Sequence[Work], fresh: Sequence[Work], timer: Timer) -> None:
-        """Asks the cloud about what is to go there, as far as its door lets it."""
+        """Asks the cloud about what is to go there, as far as its limit lets it."""
         wanted = [work for work in fresh if work.route is Route.CLOUD]
         admitted = self._through_the_door(len(works), wanted, timer)
         if admitted:
@@ -299,24 +301,26 @@ class Answerer:
     def _through_the_door(self, seen: int, works: Sequence[Work], timer: Timer) -> list[Work]:
         """Those that may ask; the others keep the edge's answer.
 
-        A message that the edge failed on has no other answer, so no door is shut on it.
+        A message that the edge failed on has no other answer, so no limit holds for it.
         """
         must = [work for work in works if work.edge is None]
         may = [work for work in works if work.edge is not None]
-        count, reason = self.release.door.admit(seen, len(must), len(may))
+        count, reason = self.release.escalation.admit(seen, len(must), len(may))
         for work in may[count:]:
             work.stay(reason, timer.ms())
         return must + may[:count]
 
     async def _ask_cloud(self, works: Sequence[Work], timer: Timer) -> None:
-        if any(work.message.pinned for work in works):  # decide() never does; this is the last door
+        if any(
+            work.message.pinned for work in works
+        ):  # decide() never does; this is the last check
             raise AssertionError("a pinned message was about to leave the edge")
         texts = [work.message.text for work in works]
         try:
             outcomes = await self.release.cloud(texts, timer.left_s(reserve=_RESERVE))
         except OverloadedError as error:
             outcomes = [error] * len(texts)
-        self.release.door.judge(outcomes)
+        self.release.escalation.judge(outcomes)
         latency_ms = timer.ms()
         for work, answer in zip(works, self._usable(outcomes, Route.CLOUD), strict=True):
             if answer is not None:

@@ -1,4 +1,4 @@
-"""Journal: group commit in front of the audit log. Request -> its records are in the file.
+"""AuditWriter: group commit in front of the audit log. Request -> its records are in the file.
 
     append ─┐                      ┌─ thread: one write ─┐
     append ─┼─ wait while one is out ─> the next write ──┴─> every request of that write goes on
@@ -26,8 +26,8 @@ from cluster.errors import AuditError
 log = logging.getLogger(__name__)
 
 
-class Log(Protocol):
-    """What is written to, in the journal's thread; `cluster.audit.write.AuditLog` is one."""
+class RecordLog(Protocol):
+    """What is written to, in the writer's thread; `cluster.audit.write.AuditLog` is one."""
 
     def append(self, records: Sequence[Record]) -> None: ...
 
@@ -38,15 +38,17 @@ class _Entry:
     done: "asyncio.Future[None]" = field(repr=False)
 
 
-class Journal:
-    """`await journal.append(records)` -> they are written. Lives on one event loop.
+class AuditWriter:
+    """`await writer.append(records)` -> they are written. Lives on one event loop.
 
     Args:
         max_waiting: records held, in a write or before it.
         timeout_s: for a request; its records may yet be written, its answer does not leave.
     """
 
-    def __init__(self, log: Log, *, max_waiting: int = 20_000, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, log: RecordLog, *, max_waiting: int = 20_000, timeout_s: float = 10.0
+    ) -> None:
         self._log = log
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
@@ -116,7 +118,7 @@ class Journal:
         if self._thread is None:
             # A daemon: a disk that hangs must not keep the process from ending.
             self._thread = threading.Thread(
-                target=self._run, args=(asyncio.get_running_loop(),), name="journal", daemon=True
+                target=self._run, args=(asyncio.get_running_loop(),), name="audit", daemon=True
             )
             self._thread.start()
         batch, self._waiting = self._waiting, []

@@ -1,4 +1,4 @@
-"""The door to the cloud: who may be escalated now. Pure; the clock is the breakers' own.
+"""The way to the cloud: who may be escalated now. Pure; the clock is the breakers' own.
 
     messages that want the cloud ─> circuit breaker ─> escalation budget ─> those that may ask
 
@@ -19,7 +19,7 @@ from serve_app.cascade.circuit_breaker import (
 from serve_app.contracts import Outcome, RouteReason
 
 
-class Door:
+class EscalationLimit:
     """Either part may be missing, and then never shuts."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Door:
         self.breaker.record(*tally(outcomes))
 
 
-OPEN_DOOR = Door()
+UNLIMITED = EscalationLimit()
 
 
 def default_budget_share(cloud_share: float) -> float:

@@ -27,7 +27,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Pair:
+class OfflineCascade:
     """A release's two models, its rule and its prices."""
 
     edge: Model
@@ -36,7 +36,7 @@ class Pair:
     prices: Prices
 
     @classmethod
-    def of(cls, release: Release) -> "Pair":
+    def of(cls, release: Release) -> "OfflineCascade":
         """Raises BundleError or ReleaseError, as a replica of the service would."""
         manifest = release.manifest
         return cls(
@@ -58,7 +58,9 @@ class Pair:
         return works
 
     def _escalate(self, works: Sequence[Work]) -> None:
-        if any(work.message.pinned for work in works):  # decide() never does; this is the last door
+        if any(
+            work.message.pinned for work in works
+        ):  # decide() never does; this is the last check
             raise AssertionError("a pinned message was about to leave the edge")
         texts = [work.message.text for work in works]
         for work, prediction in zip(works, self._ask_cloud(texts), strict=True):

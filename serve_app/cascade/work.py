@@ -113,7 +113,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Clerk:
+class RecordBuilder:
     """Writes a release's work down.
 
     `random` is a hash of the text without a key, with which likely texts could be tried, so it is

@@ -31,7 +31,7 @@ class Answer(TypedDict):
 
 
 @dataclass(frozen=True)
-class Plan(Generic[T]):
+class ApiCall(Generic[T]):
     """A request, and its answer's JSON -> what the caller gets."""
 
     call: Call
@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
     deadline_ms: float  # how long each request may take; the service is told
 
 
-def classify_call(texts: Sequence[str], **options: Unpack[Options]) -> Plan[list[Answer]]:
+def classify_call(texts: Sequence[str], **options: Unpack[Options]) -> ApiCall[list[Answer]]:
     deadline_ms = options.pop("deadline_ms", None)
 
     def parse(value: Any) -> list[Answer]:
@@ -56,38 +56,38 @@ def classify_call(texts: Sequence[str], **options: Unpack[Options]) -> Plan[list
             raise ServiceError(f"{len(answers)} answers came to {len(texts)} texts.")
         return answers
 
-    return Plan(
+    return ApiCall(
         json_call("/v1/classify", {"texts": texts, **options}, deadline_ms=deadline_ms), parse
     )
 
 
-def explain_call(text: str) -> Plan[Mapping[str, Any]]:
+def explain_call(text: str) -> ApiCall[Mapping[str, Any]]:
     plan = classify_call([text], explain=True, route_only=True)
-    return Plan(plan.call, lambda value: plan.parse(value)[0]["explanation"])
+    return ApiCall(plan.call, lambda value: plan.parse(value)[0]["explanation"])
 
 
-def feedback_call(answer_id: str, label: str) -> Plan[None]:
+def feedback_call(answer_id: str, label: str) -> ApiCall[None]:
     # The newest label of an answer counts, so the same one twice is one.
-    return Plan(json_call("/v1/feedback", {"id": answer_id, "label": label}), lambda _: None)
+    return ApiCall(json_call("/v1/feedback", {"id": answer_id, "label": label}), lambda _: None)
 
 
-def get_call(path: str, **options: Any) -> Plan[Mapping[str, Any]]:
-    return Plan(Call(method="GET", path=path, **options), dict)
+def get_call(path: str, **options: Any) -> ApiCall[Mapping[str, Any]]:
+    return ApiCall(Call(method="GET", path=path, **options), dict)
 
 
-def submit_call(texts: Iterable[str] | None, file: str | None) -> Plan[Mapping[str, Any]]:
+def submit_call(texts: Iterable[str] | None, file: str | None) -> ApiCall[Mapping[str, Any]]:
     if (texts is None) == (file is None):
         raise DataError("Give a job either texts or a file, and not both.")
     body = {"file": file} if texts is None else {"texts": listed(texts)}
-    return Plan(json_call("/v1/jobs", body, repeatable=False), dict)
+    return ApiCall(json_call("/v1/jobs", body, repeatable=False), dict)
 
 
 def job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
-def cancel_call(job_id: str) -> Plan[None]:
-    return Plan(Call(method="DELETE", path=job_path(job_id)), lambda _: None)
+def cancel_call(job_id: str) -> ApiCall[None]:
+    return ApiCall(Call(method="DELETE", path=job_path(job_id)), lambda _: None)
 
 
 def results_call(job_id: str) -> Call:
@@ -111,7 +111,7 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def parsed(plan: Plan[T], reply: Reply) -> T:
+def parsed(plan: ApiCall[T], reply: Reply) -> T:
     try:
         return plan.parse(json.loads(reply.content) if reply.content else None)
     except (ValueError, KeyError, TypeError, IndexError):

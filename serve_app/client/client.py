@@ -22,8 +22,8 @@ import httpx
 from serve_app.client.calls import (
     READY,
     Answer,
+    ApiCall,
     Options,
-    Plan,
     T,
     batches,
     cancel_call,
@@ -41,9 +41,9 @@ from serve_app.client.calls import (
 from serve_app.client.exchange import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUTS,
+    Attempt,
     Call,
     Client,
-    Outcome,
     Pause,
     Reply,
     Retries,
@@ -159,7 +159,7 @@ class Firstline(Client):
         """Stops a job, and forgets its results."""
         self._do(cancel_call(job_id))
 
-    def _do(self, plan: Plan[T]) -> T:
+    def _do(self, plan: ApiCall[T]) -> T:
         return parsed(plan, self._run(plan.call))
 
     def _run(self, call: Call) -> Reply:
@@ -172,7 +172,7 @@ class Firstline(Client):
             reply: Reply = done.value
             return reply
 
-    def _follow(self, order: Send | Pause) -> Outcome:
+    def _follow(self, order: Send | Pause) -> Attempt:
         if isinstance(order, Pause):
             time.sleep(order.seconds)
             return None
@@ -297,7 +297,7 @@ class AsyncFirstline(Client):
         """Stops a job, and forgets its results."""
         await self._do(cancel_call(job_id))
 
-    async def _do(self, plan: Plan[T]) -> T:
+    async def _do(self, plan: ApiCall[T]) -> T:
         return parsed(plan, await self._run(plan.call))
 
     async def _run(self, call: Call) -> Reply:
@@ -310,7 +310,7 @@ class AsyncFirstline(Client):
             reply: Reply = done.value
             return reply
 
-    async def _follow(self, order: Send | Pause) -> Outcome:
+    async def _follow(self, order: Send | Pause) -> Attempt:
         if isinstance(order, Pause):
             await asyncio.sleep(order.seconds)
             return None

@@ -168,8 +168,8 @@ class Reply:
 
 
 # What a transport is told, what it gives back, and what comes of it all.
-Outcome = Reply | httpx.RequestError | None
-Exchange = Generator[Send | Pause, Outcome, Reply]
+Attempt = Reply | httpx.RequestError | None
+Exchange = Generator[Send | Pause, Attempt, Reply]
 
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout)
 _CUT: Final = (httpx.NetworkError, httpx.RemoteProtocolError)
@@ -224,7 +224,7 @@ class Client:
         deadline = {} if call.deadline_ms is None else {"X-Deadline-Ms": str(left_ms)}
         return Send(call, {**call.headers, **deadline}, timeout, left_s)
 
-    def error(self, call: Call, outcome: Outcome) -> ServiceError:
+    def error(self, call: Call, outcome: Attempt) -> ServiceError:
         """What a failed outcome is to the caller."""
         if isinstance(outcome, Reply):
             return _refusal(f"{self.url}{call.path}", outcome)
@@ -261,7 +261,7 @@ def _authorization(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key.strip()}"} if key.strip() else {}
 
 
-def _worth_repeating(call: Call, outcome: Outcome) -> bool:
+def _worth_repeating(call: Call, outcome: Attempt) -> bool:
     if not call.patient:
         return False
     if isinstance(outcome, Reply):
@@ -272,7 +272,7 @@ def _worth_repeating(call: Call, outcome: Outcome) -> bool:
     return isinstance(outcome, _NEVER_SENT) or (call.repeatable and isinstance(outcome, _CUT))
 
 
-def _retry_after_s(outcome: Outcome) -> float | None:
+def _retry_after_s(outcome: Attempt) -> float | None:
     """Of the header `Retry-After`, in seconds or as a date; None where it says neither."""
     said = outcome.response.headers.get("retry-after") if isinstance(outcome, Reply) else None
     if said is None:

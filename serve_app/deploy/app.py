@@ -100,8 +100,8 @@ def _tier(
     deployed = serve.deployment(
         name=role,
         ray_actor_options=actor_options(role, cpus=config.cpus, by_label=config.by_label),
-        # The gatherers bound what is out. A replica that refused a call, because it had its share,
-        # would cost a pause and another hop; these hold even if there are many routers.
+        # The batchers bound what is out. A replica that refused a call, because it had its share,
+        # would cost a pause and another call; these hold even if there are many routers.
         max_ongoing_requests=_ROUTERS * config.max_in_flight,
         max_queued_requests=_ROUTERS * config.max_in_flight,
         health_check_period_s=10,
@@ -156,7 +156,7 @@ def build_router(args: RouterArgs) -> serve.Application:
         num_replicas=args.routers,
         # It sees messages before the guard has, so it stays where the edge may run.
         ray_actor_options=actor_options("edge", cpus=args.router_cpus, by_label=args.edge.by_label),
-        # Serve would answer in a shape of its own beyond a bound; ours are the gatherers' queues
+        # Serve would answer in a shape of its own beyond a bound; ours are the batchers' queues
         # and the bytes held (serve_app/http/routes.py), which refuse in the one shape.
         max_ongoing_requests=4096,
         health_check_period_s=10,

@@ -30,9 +30,9 @@ from serve_app.access.abuse import Abuse
 from serve_app.access.admission import Admission
 from serve_app.access.rate_limits import Rates
 from serve_app.cascade.answerer import Answerer, ServedRelease
-from serve_app.cascade.audit_writer import Journal
+from serve_app.cascade.audit_writer import AuditWriter
 from serve_app.cascade.cache import make_cache
-from serve_app.cascade.escalation import Door
+from serve_app.cascade.escalation import EscalationLimit
 from serve_app.cascade.traffic import Routed, Traffic
 from serve_app.contracts import Caller
 from serve_app.decide.answered import Answered
@@ -44,7 +44,7 @@ from serve_app.deploy.names import CARD
 from serve_app.deploy.wiring import (
     CARD_WAIT_S,
     DRAW,
-    gatherer_of,
+    batcher_of,
     handle_of,
     ids,
     missing_of,
@@ -56,7 +56,7 @@ from serve_app.http.open_inference import add_v2
 from serve_app.http.routes import create_api
 from serve_app.jobs.routes import Jobs, add_jobs
 from serve_app.jobs.runner import RayRunner
-from serve_app.monitor.client import MonitorLink
+from serve_app.monitor.client import MonitorClient
 from serve_app.tiers import gc_settings
 
 log = logging.getLogger(__name__)
@@ -98,16 +98,16 @@ class Router:
         self._settings = settings = load_settings(args.home)
         replica = serve.get_replica_context().replica_id.unique_id
         self._log = AuditLog(settings.audit_dir, f"router-{replica}")
-        self._journal = Journal(self._log)
+        self._audit_writer = AuditWriter(self._log)
         self._key = load_key(settings.home / "audit.key", settings.audit_key)
         self._store = store_of(settings, self._key)
         self._cache = make_cache(args.cache, self._key, self._store)
         self._idempotency = Idempotency(args.idempotency, self._key, self._store)
-        self._monitor = MonitorLink(settings)
+        self._monitor = MonitorClient(settings)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="prepare")
         self._routing: _Routing | None = None
         self._behind_tasks: set[asyncio.Task[None]] = set()
-        self._doors: dict[str, str] = {}
+        self._circuits: dict[str, str] = {}
         self._looking, self._looked_s = asyncio.Lock(), -math.inf
         self._missing: list[str] = []
         runner = RayRunner(settings.home, args.jobs)
@@ -141,7 +141,7 @@ class Router:
     async def __del__(self) -> None:
         """Called by Serve when this replica has drained: what is still on its way gets there."""
         await self._idempotency.close()
-        await self._journal.close()
+        await self._audit_writer.close()
         await self._monitor.close()
         await self._cache.close()
         if self._store is not None:
@@ -152,7 +152,7 @@ class Router:
         card = await within(CARD_WAIT_S, handle_of(name, CARD).describe.remote())
         return Answerer(
             self._served(name, card),
-            audit=self._journal,
+            audit=self._audit_writer,
             emitter=self._monitor,
             hash_text=TextHasher(self._key),
             new_id=ids().__next__,
@@ -166,7 +166,7 @@ class Router:
     def _served(self, name: str, card: Mapping[str, Any]) -> ServedRelease:
         args = self._args
         cloud_share = 1.0 - float(card["certificate"]["edge_share"]) + args.explore_share
-        edge = gatherer_of(name, "edge", card, args.edge)
+        edge = batcher_of(name, "edge", card, args.edge)
         return ServedRelease(
             id=card["id"],
             app=name,
@@ -175,9 +175,9 @@ class Router:
             labels=tuple(card["labels"]),
             alternatives=tuple(map(Alternative.model_validate, card["alternatives"])),
             edge=edge,
-            cloud=gatherer_of(name, "cloud", card, args.cloud),
+            cloud=batcher_of(name, "cloud", card, args.cloud),
             room=edge.check,
-            door=Door(
+            escalation=EscalationLimit(
                 args.breaker.made(time.monotonic), args.budget.made(time.monotonic, cloud_share)
             ),
             cache=self._cache,
@@ -202,7 +202,7 @@ class Router:
         answered = await answerer.answer(
             texts, caller=caller, explain=explain, route_only=route_only
         )
-        self._tell_door(answerer.release)
+        self._tell_circuit(answerer.release)
         if not route_only:
             for shadow in routing.shadows:
                 self._show(shadow, texts, answered)
@@ -220,13 +220,13 @@ class Router:
         self._behind_tasks.add(task)
         task.add_done_callback(self._behind_tasks.discard)
 
-    def _tell_door(self, release: ServedRelease) -> None:
-        if release.door.breaker is None:
+    def _tell_circuit(self, release: ServedRelease) -> None:
+        if release.escalation.breaker is None:
             return
-        state = release.door.breaker.state.value
-        if self._doors.get(release.id, "closed") != state:
+        state = release.escalation.breaker.state.value
+        if self._circuits.get(release.id, "closed") != state:
             log.warning("The circuit to the cloud of release %s is %s.", release.id, state)
-            self._doors[release.id] = state
+            self._circuits[release.id] = state
             self._monitor.state(release.id, state)
 
     def labels(self) -> Sequence[str]:
@@ -236,7 +236,7 @@ class Router:
 
     async def feedback(self, answer_id: str, label: str) -> None:
         record = FeedbackRecord(answer_id, time.time(), label)
-        await self._journal.append([record])
+        await self._audit_writer.append([record])
         self._monitor.emit([record])
 
     async def missing(self) -> list[str]:

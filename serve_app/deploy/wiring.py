@@ -16,9 +16,9 @@ from serve_app.cascade.answerer import ServedRelease
 from serve_app.deploy.config import TierConfig
 from serve_app.deploy.names import CARD, release_app
 from serve_app.redis_store import SharedStore
-from serve_app.tiers.batching import Gatherer
-from serve_app.tiers.retry import Hop, call_of
-from serve_app.tiers.socket_client import lines_of
+from serve_app.tiers.batching import Batcher
+from serve_app.tiers.retry import RetryingCall, call_of
+from serve_app.tiers.socket_client import pool_of
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ def store_of(settings: Settings, key: bytes) -> SharedStore | None:
     return SharedStore(settings.redis_url, key) if settings.redis_url.get_secret_value() else None
 
 
-def gatherer_of(name: str, role: Role, card: Mapping[str, Any], config: TierConfig) -> Gatherer:
-    lines = lines_of(f"{release_app(name)}/{role}")
-    return Gatherer(
-        Hop(call_of(handle_of(name, role), lines, card["bundles"][role])),
+def batcher_of(name: str, role: Role, card: Mapping[str, Any], config: TierConfig) -> Batcher:
+    connections = pool_of(f"{release_app(name)}/{role}")
+    return Batcher(
+        RetryingCall(call_of(handle_of(name, role), connections, card["bundles"][role])),
         max_in_flight=config.max_in_flight,
         max_batch=config.max_batch,
         max_queued=config.max_queued,

@@ -1,4 +1,4 @@
-"""Intake: a request's body, whole and within bounds, before anything parses it.
+"""A request's body, whole and within bounds, before anything parses it.
 
     bytes as they come ─> one body ─> held until its request is answered
 
@@ -29,7 +29,7 @@ class ClientGoneError(Exception):
     """The client hung up before its request was whole."""
 
 
-class Intake:
+class BodyBudget:
     """Counts the bytes of all bodies in one process."""
 
     def __init__(
@@ -68,23 +68,23 @@ async def discard(receive: Receive) -> None:
 class Body:
     """One body. Its owner calls `close` when the request is answered, whatever became of it."""
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
+    def __init__(self, body_budget: BodyBudget) -> None:
+        self._body_budget = body_budget
         self._held_bytes = 0
 
     async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         """Raises BodyTooLargeError, SlowBodyError, ClientGoneError, or OverloadedError where all
         bodies together are too many bytes."""
         declared = headers.get(b"content-length", b"")
-        if _number(declared) > self._intake.max_body_bytes:
-            raise BodyTooLargeError(self._intake.max_body_bytes)
+        if _number(declared) > self._body_budget.max_body_bytes:
+            raise BodyTooLargeError(self._body_budget.max_body_bytes)
         parts: list[bytes] = []
         try:
-            async with asyncio.timeout(self._intake.timeout_s):
+            async with asyncio.timeout(self._body_budget.timeout_s):
                 while await self._part(receive, parts):
                     pass
         except TimeoutError:
-            raise SlowBodyError(self._intake.timeout_s) from None
+            raise SlowBodyError(self._body_budget.timeout_s) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _part(self, receive: Receive, parts: list[bytes]) -> bool:
@@ -98,15 +98,15 @@ class Body:
         return bool(message.get("more_body", False))
 
     def _hold(self, size: int) -> None:
-        intake = self._intake
+        body_budget = self._body_budget
         self._held_bytes += size
-        intake.held_bytes += size
-        if self._held_bytes > intake.max_body_bytes:
-            raise BodyTooLargeError(intake.max_body_bytes)
-        if intake.held_bytes > intake.max_held_bytes:
+        body_budget.held_bytes += size
+        if self._held_bytes > body_budget.max_body_bytes:
+            raise BodyTooLargeError(body_budget.max_body_bytes)
+        if body_budget.held_bytes > body_budget.max_held_bytes:
             raise OverloadedError("Too many large requests are in work. Try again in a moment.")
 
     def close(self) -> None:
         """Gives its bytes back."""
-        self._intake.held_bytes -= self._held_bytes
+        self._body_budget.held_bytes -= self._held_bytes
         self._held_bytes = 0

@@ -1,4 +1,4 @@
-"""Pulse: how late an event loop is. A clock that should tick, and what it says of a full process.
+"""LoopLag: how late an event loop is. A clock that should tick, and what it says of a full process.
 
 Requests that a process has not read yet are in no queue of its own: they wait in sockets, where
 nobody counts them. But the loop that should read them is late then, and that it can see.
@@ -10,7 +10,7 @@ from typing import Final
 _BEAT_S: Final = 0.02
 
 
-class Pulse:
+class LoopLag:
     """Of the event loop that asks; costs it 50 wake-ups a second."""
 
     def __init__(self) -> None:

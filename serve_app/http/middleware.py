@@ -5,8 +5,8 @@
 
 A direct route takes the body as bytes and gives the answer as bytes. It is reached without
 FastAPI's layers, neither those between an application and its endpoint, which took 45 of the 64 us
-of a request of one text, nor those around the gate (`Gated`), which took 28 of the 200 that are
-left beside real work.
+of a request of one text, nor those around the middleware (`MiddlewareApi`), which took 28 of the
+200 that are left beside real work.
 
 Decided once: what is in work is bounded by count, and by how late the event loop is (loop_lag.py),
 since a queue that is longer than clients wait is work for nobody. Over either, a request is refused
@@ -24,9 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access.admission import VISIT, Admission, Visit
 from serve_app.errors import BodyTooLargeError, OverloadedError
-from serve_app.http.body import Body, ClientGoneError, Intake, discard
+from serve_app.http.body import Body, BodyBudget, ClientGoneError, discard
 from serve_app.http.errors import RETRY_AFTER_S, broken, refusal
-from serve_app.http.loop_lag import Pulse
+from serve_app.http.loop_lag import LoopLag
 
 # Half a second of work at about 1,000 requests/s, so that what is let in is answered within one.
 MAX_IN_WORK: Final = 512
@@ -52,18 +52,18 @@ _FULL_START: Final[Message] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class JsonReply:
     """A JSON answer, with headers of its own."""
 
     body: bytes = field(repr=False)
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-Direct = Callable[[bytes, Mapping[bytes, bytes], Visit], Awaitable[Reply]]
+Direct = Callable[[bytes, Mapping[bytes, bytes], Visit], Awaitable[JsonReply]]
 
 
-class Gate:
-    """ASGI middleware: `gate.before(app)` is the application behind it.
+class Middleware:
+    """ASGI middleware: `middleware.before(app)` is the application behind it.
 
     Args:
         direct: path -> what answers a POST to it.
@@ -74,19 +74,19 @@ class Gate:
         self,
         *,
         admission: Admission,
-        intake: Intake,
+        body_budget: BodyBudget,
         direct: Mapping[str, Direct],
         max_in_work: int,
     ) -> None:
         self._app: ASGIApp
         self._admission = admission
-        self._intake = intake
+        self._body_budget = body_budget
         self._direct = direct
         self._max_in_work = max_in_work
         self._in_work = 0
-        self._pulse = Pulse()
+        self._loop_lag = LoopLag()
 
-    def before(self, app: ASGIApp) -> "Gate":
+    def before(self, app: ASGIApp) -> "Middleware":
         self._app = app
         return self
 
@@ -98,7 +98,7 @@ class Gate:
 
     @property
     def _full(self) -> bool:
-        late = self._pulse.late_s() > _MAX_LATE_S
+        late = self._loop_lag.late_s() > _MAX_LATE_S
         return self._in_work >= self._max_in_work or (late and self._in_work >= _MANY_IN_WORK)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,7 +130,7 @@ class Gate:
     async def _with_body(
         self, scope: Scope, receive: Receive, out: "_Out", headers: Mapping[bytes, bytes]
     ) -> None:
-        body = Body(self._intake)
+        body = Body(self._body_budget)
         try:
             content = await body.read(headers, receive)
             if self._in_work >= self._max_in_work:  # it filled up while the body came
@@ -158,20 +158,22 @@ class Gate:
             await self._app(scope, _again(content, receive), out)
 
 
-class Gated(FastAPI):
-    """An application whose layers stand around its gate, but for what the gate answers itself."""
+class MiddlewareApi(FastAPI):
+    """An application whose layers stand around its middleware, but for what the middleware answers
+    itself.
+    """
 
-    def __init__(self, gate: Gate, **options: Any) -> None:
+    def __init__(self, middleware: Middleware, **options: Any) -> None:
         super().__init__(**options)
-        self._gate = gate
-        self.add_middleware(gate.before)
+        self._middleware = middleware
+        self.add_middleware(middleware.before)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._gate.answers(scope):
+        if not self._middleware.answers(scope):
             await super().__call__(scope, receive, send)
             return
         try:
-            await self._gate(scope, receive, send)
+            await self._middleware(scope, receive, send)
         except Exception as error:  # told as Starlette's outermost layer does, and logged behind us
             await (await broken(Request(scope), error))(scope, receive, send)
             raise
@@ -198,7 +200,7 @@ class _Out:
         names = {name.lower() for name, _ in own}
         return own + [header for header in self.visit.headers if header[0] not in names]
 
-    async def reply(self, reply: Reply) -> None:
+    async def reply(self, reply: JsonReply) -> None:
         length = str(len(reply.body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length)]
         headers += [*self.visit.headers, *reply.headers]

@@ -21,11 +21,11 @@ from serve_app.access.keys import Scope
 from serve_app.contracts import Caller
 from serve_app.decide.answered import Answered
 from serve_app.errors import RefusedError
-from serve_app.http.body import Intake
+from serve_app.http.body import BodyBudget
 from serve_app.http.docs_page import docs_page
 from serve_app.http.errors import HANDLERS, MAX_DETAILS, Detail, ErrorOut, problem
 from serve_app.http.idempotency import Idempotency, IdempotencyConfig
-from serve_app.http.middleware import MAX_IN_WORK, Gate, Gated, Reply
+from serve_app.http.middleware import MAX_IN_WORK, JsonReply, Middleware, MiddlewareApi
 from serve_app.http.models import ClassifyIn, ClassifyOut, FeedbackIn, FeedbackOut
 from serve_app.request_limits import MAX_DEADLINE_MS
 
@@ -79,7 +79,7 @@ def answer_json(answered: Answered) -> dict[str, Any]:
 
 
 class Classify:
-    """A body -> its answers, by way of the gate alone.
+    """A body -> its answers, by way of the middleware alone.
 
     With an Idempotency-Key, the second time of a request gives the first one's answers.
     """
@@ -88,21 +88,23 @@ class Classify:
         self._service = admission.over(service)
         self._idempotency = idempotency
 
-    async def __call__(self, body: bytes, headers: Mapping[bytes, bytes], visit: Visit) -> Reply:
+    async def __call__(
+        self, body: bytes, headers: Mapping[bytes, bytes], visit: Visit
+    ) -> JsonReply:
         visit.check(Scope.CLASSIFY)
         _check_kind(body, headers)
         asked = _asked(body)
         caller = Caller(visit.id, asked.user_id, deadline_s(headers))
         given = headers.get(b"idempotency-key")
         if given is None:
-            return Reply(await self._answer(asked, caller))
+            return JsonReply(await self._answer(asked, caller))
         name = self._idempotency.name(caller.key, given.decode("latin-1"))
         answers, replayed = await self._idempotency.run(
             name,
             self._idempotency.fingerprint(caller.key, body),
             lambda: self._answer(asked, caller),
         )
-        return Reply(answers, _REPLAYED if replayed else ())
+        return JsonReply(answers, _REPLAYED if replayed else ())
 
     async def _answer(self, asked: ClassifyIn, caller: Caller) -> bytes:
         answered = await self._service.answer(
@@ -146,7 +148,7 @@ def create_api(
     *,
     admission: Admission | None = None,
     idempotency: Idempotency | None = None,
-    intake: Intake | None = None,
+    body_budget: BodyBudget | None = None,
     max_in_work: int = MAX_IN_WORK,
 ) -> FastAPI:
     """The application. Its routes only translate between HTTP and `service`.
@@ -157,14 +159,14 @@ def create_api(
     """
     admission = admission or Admission()
     idempotency = idempotency or Idempotency(IdempotencyConfig(), secrets.token_bytes())
-    gate = Gate(
+    middleware = Middleware(
         admission=admission,
-        intake=intake or Intake(),
+        body_budget=body_budget or BodyBudget(),
         direct={CLASSIFY: Classify(service, admission, idempotency)},
         max_in_work=max_in_work,
     )
-    api = Gated(
-        gate,
+    api = MiddlewareApi(
+        middleware,
         title="Firstline",
         version="1",
         description="Answers at the edge, escalates what is hard, accounts for every answer.",
@@ -200,8 +202,8 @@ def _add_answers(api: FastAPI, service: Service, admission: Admission) -> None:
             ),
         ] = None,
     ) -> Response:
-        # Described here for the schema: the gate hands the request to `Classify`.
-        raise AssertionError(f"{CLASSIFY} came past the gate")
+        # Described here for the schema: the middleware hands the request to `Classify`.
+        raise AssertionError(f"{CLASSIFY} came past the middleware")
 
     @api.post(
         "/v1/feedback",

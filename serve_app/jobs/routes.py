@@ -28,7 +28,7 @@ from serve_app.access.admission import Admission
 from serve_app.access.keys import Scope
 from serve_app.contracts import Caller
 from serve_app.http.errors import ErrorOut, problem
-from serve_app.jobs.runner import JobsConfig, RunnerLink
+from serve_app.jobs.runner import JobsConfig, RunnerClient
 from serve_app.jobs.store import OUT, Job, JobState, JobStore
 from serve_app.scored import SUMMARY, rows
 
@@ -114,7 +114,7 @@ class Jobs:
         self,
         home: Path,
         release: Callable[[], str],
-        runner: RunnerLink,
+        runner: RunnerClient,
         config: JobsConfig | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:

@@ -224,7 +224,7 @@ def _end(pid: int, since: int | None) -> None:
 # ---- on Ray -------------------------------------------------------------------------------------
 
 
-class RunnerLink(Protocol):
+class RunnerClient(Protocol):
     """The router's side of the runner."""
 
     async def poke(self) -> None: ...
@@ -260,7 +260,7 @@ def _address() -> str:
 
 
 class RayRunner:
-    """A RunnerLink to the detached actor of this cluster, started at the first call."""
+    """A RunnerClient to the detached actor of this cluster, started at the first call."""
 
     def __init__(self, home: Path, config: JobsConfig) -> None:
         self._home, self._config = home, config

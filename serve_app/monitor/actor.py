@@ -20,7 +20,7 @@ from serve_app.contracts import AbuseEvent
 from serve_app.decide.cost import Prices
 from serve_app.monitor.emitter import Send
 from serve_app.monitor.prometheus import prometheus_text
-from serve_app.monitor.stats import AlertThresholds, Report, Stats
+from serve_app.monitor.stats import AlertThresholds, MonitorReport, Stats
 from serve_app.monitor.windows import Windows
 from serve_app.request_limits import MAX_SHADOWS
 
@@ -78,7 +78,7 @@ class MonitorActor:
     def snapshot(self) -> Stats:
         return self._windows.snapshot(time.time())
 
-    def report(self) -> Report:
+    def report(self) -> MonitorReport:
         return self._windows.report(time.time())
 
     def prometheus(self) -> bytes:

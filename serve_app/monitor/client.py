@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _MONITOR_WAIT_S: Final = 5.0
 
 
-class MonitorLink:
+class MonitorClient:
     """The router's side of the monitor: nothing here waits on the request path, or raises."""
 
     def __init__(self, settings: Settings) -> None:

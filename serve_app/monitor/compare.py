@@ -26,7 +26,7 @@ _UNKNOWN: Final = Difference(value=None, low=None, high=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
+class Moments:
     """A quantity of many messages; `variance` is the unbiased one."""
 
     count: int
@@ -35,7 +35,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
+class ReleaseCounts:
     """What a release did in the time that is compared."""
 
     release: str
@@ -44,11 +44,13 @@ class Counts:
     degraded: int
     labelled: int
     correct: int
-    cost_usd: Sample
-    latency_ms: Sample
+    cost_usd: Moments
+    latency_ms: Moments
 
 
-def compare(champion: Counts, challenger: Counts, since_s: float, until_s: float) -> Comparison:
+def compare(
+    champion: ReleaseCounts, challenger: ReleaseCounts, since_s: float, until_s: float
+) -> Comparison:
     """What the challenger does otherwise than the champion, and whether that can be told yet."""
     accuracy = _shares(champion.correct, champion.labelled, challenger.correct, challenger.labelled)
     verdict = _verdict(accuracy)
@@ -70,7 +72,7 @@ def compare(champion: Counts, challenger: Counts, since_s: float, until_s: float
     return made.model_copy(update={"summary": _summary(made)})
 
 
-def _arm(counts: Counts) -> Arm:
+def _arm(counts: ReleaseCounts) -> Arm:
     messages = counts.messages
     return Arm(
         release=counts.release,
@@ -114,7 +116,7 @@ def newcombe(hits: int, total: int, other_hits: int, other_total: int) -> Span:
     return share - other - down, share - other + up
 
 
-def welch(sample: Sample, other: Sample) -> Span:
+def welch(sample: Moments, other: Moments) -> Span:
     """The 95% interval of sample.mean - other.mean; two messages of each are needed."""
     parts = [one.variance / one.count for one in (sample, other)]
     error2 = sum(parts)
@@ -147,11 +149,13 @@ def _shares(hits: int, total: int, other_hits: int, other_total: int) -> Differe
     return Difference(value=other_hits / other_total - hits / total, low=low, high=high)
 
 
-def _of_messages(champion: Counts, challenger: Counts, hits: int, other_hits: int) -> Difference:
+def _of_messages(
+    champion: ReleaseCounts, challenger: ReleaseCounts, hits: int, other_hits: int
+) -> Difference:
     return _shares(hits, champion.messages, other_hits, challenger.messages)
 
 
-def _means(first: Sample, second: Sample) -> Difference:
+def _means(first: Moments, second: Moments) -> Difference:
     """The second mean less the first; of 30 messages each, for a mean to be near normal."""
     if min(first.count, second.count) < _MIN_FOR_MEANS:
         return _UNKNOWN
@@ -173,7 +177,7 @@ def _effect(accuracy: Difference) -> float:
     return max(_SMALLEST_EFFECT, abs(accuracy.value or 0.0))
 
 
-def _more_labels(champion: Counts, challenger: Counts, accuracy: Difference) -> int:
+def _more_labels(champion: ReleaseCounts, challenger: ReleaseCounts, accuracy: Difference) -> int:
     """Labels that are missing until 80% of such comparisons would tell.
 
     The usual size for two proportions, the shares taken a little towards one half, so that a

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.monitor.compare import Counts, Sample, accuracy_of, share_of
+from serve_app.monitor.compare import Moments, ReleaseCounts, accuracy_of, share_of
 from serve_app.monitor.ring_buffer import DIFFERENT, NO_LABEL, RIGHT, UNKNOWN, Rows
 from serve_app.monitor.stats import (
     Accuracy,
@@ -73,10 +73,10 @@ def of_release(rows: Rows) -> ReleaseStats:
     )
 
 
-def counts(name: str, rows: Rows) -> Counts:
+def counts(name: str, rows: Rows) -> ReleaseCounts:
     fresh = rows[~rows["cached"]]  # the more a release answers, the more its cache holds
     seen = accuracy(rows["verdict"])
-    return Counts(
+    return ReleaseCounts(
         release=name,
         messages=len(rows),
         kept=int(np.count_nonzero(rows["kept"])),
@@ -88,9 +88,9 @@ def counts(name: str, rows: Rows) -> Counts:
     )
 
 
-def _sample(values: Floats) -> Sample:
+def _sample(values: Floats) -> Moments:
     count = len(values)
-    return Sample(
+    return Moments(
         count=count,
         mean=float(np.mean(values)) if count else 0.0,
         variance=float(np.var(values, ddof=1)) if count > 1 else 0.0,

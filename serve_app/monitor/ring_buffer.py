@@ -71,7 +71,7 @@ class Names:
         return dict(sorted(found, key=lambda item: (-item[1], item[0])))
 
 
-class Ring:
+class RingBuffer:
     """The newest rows, each under an id; the oldest one makes room."""
 
     def __init__(self, capacity: int, row: np.dtype[Any]) -> None:
@@ -107,7 +107,7 @@ class Ring:
         return rows[np.argsort(rows["time_s"], kind="stable")]
 
 
-class Columns:
+class RecordColumns:
     """Records -> rows; their names become numbers."""
 
     def __init__(self) -> None:

@@ -277,7 +277,7 @@ class Comparison(_Model):
     summary: str
 
 
-class Report(_Model):
+class MonitorReport(_Model):
     stats: Stats
     comparison: list[Comparison] = Field(description="one per challenger; empty for one release")
     alerts: list[Alert]

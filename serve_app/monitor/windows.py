@@ -22,13 +22,13 @@ from serve_app.decide.cost import Prices
 from serve_app.monitor import figures
 from serve_app.monitor.compare import compare
 from serve_app.monitor.health import find_alerts, find_trends, health, recommend
-from serve_app.monitor.ring_buffer import ANSWER, SHADOW, Columns, Ring, Rows
+from serve_app.monitor.ring_buffer import ANSWER, SHADOW, RecordColumns, RingBuffer, Rows
 from serve_app.monitor.stats import (
     AbuseCount,
     AbuseNote,
     AlertThresholds,
     Comparison,
-    Report,
+    MonitorReport,
     ShadowStats,
     Stats,
     WindowConfig,
@@ -60,9 +60,9 @@ class Windows:
         self.thresholds = thresholds or AlertThresholds()
         self.config = config or WindowConfig()
         self.weights: Mapping[str, float] = {}
-        self._answers = Ring(self.config.capacity, ANSWER)
-        self._shadows = Ring(self.config.capacity, SHADOW)
-        self._columns = Columns()
+        self._answers = RingBuffer(self.config.capacity, ANSWER)
+        self._shadows = RingBuffer(self.config.capacity, SHADOW)
+        self._columns = RecordColumns()
         # Feedback whose answer is not here: too old, made up, or faster than the answer's batch.
         self._unmatched: OrderedDict[str, FeedbackRecord] = OrderedDict()
         # The ids of shadow records, by the answer that has not come yet.
@@ -189,14 +189,14 @@ class Windows:
         """The figures as of now."""
         return self._stats(self._answers.since(now_s - self.config.window_s), now_s)
 
-    def report(self, now_s: float) -> Report:
+    def report(self, now_s: float) -> MonitorReport:
         """The figures, and what to make of them."""
         rows = self._answers.since(now_s - self.config.window_s)
         stats = self._stats(rows, now_s)
         alerts = find_alerts(stats, self.thresholds)
         trends = find_trends(rows)
         comparison = self._comparison(rows)
-        return Report(
+        return MonitorReport(
             stats=stats,
             comparison=comparison,
             alerts=alerts,

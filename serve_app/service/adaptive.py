@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from serve_app.cascade.traffic import Routed
-from serve_app.monitor.stats import Report
+from serve_app.monitor.stats import MonitorReport
 
 ADAPT_EVERY_S: Final = 600.0
 _FLOOR_SHARE: Final = 0.05
@@ -69,7 +69,7 @@ def _rounded(weights: dict[str, float]) -> dict[str, float]:
     return {**made, largest: round(1 - rest, _DIGITS)}
 
 
-def adapted(routed: Routed, report: Report, rng: np.random.Generator) -> Routed | None:
+def adapted(routed: Routed, report: MonitorReport, rng: np.random.Generator) -> Routed | None:
     """The weights after what `report` says; None where they are to stay.
 
     They stay unless `adaptive`, until every routed release has 30 labels from the time in which
@@ -88,7 +88,7 @@ def adapted(routed: Routed, report: Report, rng: np.random.Generator) -> Routed 
     return Routed(releases=weights, shadow=routed.shadow, adaptive=True)
 
 
-def _trials(report: Report) -> dict[str, Trial]:
+def _trials(report: MonitorReport) -> dict[str, Trial]:
     arms = [arm for pair in report.comparison for arm in (pair.champion, pair.challenger)]
     return {
         arm.release: Trial(arm.accuracy.correct, arm.accuracy.labelled - arm.accuracy.correct)

@@ -1,4 +1,5 @@
-"""StandIn: HAProxy was killed -> another one answers on its port, until Ray Serve has its own.
+"""FailoverProxy: HAProxy was killed -> another one answers on its port, until Ray Serve has its
+own.
 
     every 0.1 s   its admin socket refuses ─> HAProxy from the same file, beside what Serve does
                   Serve's next one has our routers ─> the stand-in ends what it has begun, and goes
@@ -31,9 +32,9 @@ _ANSWER_WAIT_S: Final = 1.0
 
 
 @contextlib.contextmanager
-def standing_in(haproxy_dir: Path) -> Iterator[None]:
+def failing_over(haproxy_dir: Path) -> Iterator[None]:
     """Watches HAProxy while the block lasts; a stand-in ends with it."""
-    stand_in, stopped = StandIn(haproxy_dir), threading.Event()
+    stand_in, stopped = FailoverProxy(haproxy_dir), threading.Event()
 
     def watch() -> None:
         while not stopped.wait(_LOOK_EVERY_S):
@@ -52,7 +53,7 @@ def standing_in(haproxy_dir: Path) -> Iterator[None]:
         stand_in.close()
 
 
-class StandIn:
+class FailoverProxy:
     """Args: haproxy_dir: where Serve keeps each node's HAProxy files; this host's is one."""
 
     def __init__(self, haproxy_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:

@@ -31,7 +31,7 @@ from serve_app.cascade import traffic
 from serve_app.deploy.config import ServeConfig
 from serve_app.deploy.names import ROUTER_APP, release_app
 from serve_app.service.adaptive import ADAPT_EVERY_S
-from serve_app.service.haproxy_failover import standing_in
+from serve_app.service.haproxy_failover import failing_over
 from serve_app.service.process import (
     STOP_WAIT_S,
     forget,
@@ -223,7 +223,7 @@ def _serving(
         use_token(token_path)
         connect(settings, num_cpus=max(os.cpu_count() or 1, config.cpus_for_promotion))
         info = _deploy_first(settings, release_id, config, haproxy_dir, wait_s)
-        with standing_in(haproxy_dir):
+        with failing_over(haproxy_dir):
             yield info
     finally:
         shut_down()

@@ -25,7 +25,7 @@ from serve_app.deploy.config import ServeConfig
 from serve_app.deploy.names import ROUTER, ROUTER_APP, release_app
 from serve_app.jobs.runner import ACTOR_NAME as JOBS_ACTOR
 from serve_app.monitor.actor import ACTOR_NAME, NAMESPACE
-from serve_app.monitor.stats import Report
+from serve_app.monitor.stats import MonitorReport
 from serve_app.service.process import AUTH_MODE, AUTH_PATH, use_token
 from serve_app.service.state import ServiceInfo
 
@@ -169,12 +169,12 @@ def not_ready(info: ServiceInfo) -> list[str]:
         return [f"{info.url}/readyz does not answer ({type(error).__name__})"]
 
 
-def ask_monitor() -> Report:
+def ask_monitor() -> MonitorReport:
     """What the monitor makes of the traffic; raises whatever Ray does if it is not there."""
     import ray
 
     actor = ray.get_actor(ACTOR_NAME, NAMESPACE)
-    report: Report = _get(actor.report.remote(), _MONITOR_WAIT_S)
+    report: MonitorReport = _get(actor.report.remote(), _MONITOR_WAIT_S)
     return report
 
 

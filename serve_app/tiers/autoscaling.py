@@ -1,6 +1,7 @@
-"""How many replicas a tier gets: by the lists they have on hand, over lines and handles alike.
+"""How many replicas a tier gets: by the lists they have on hand, over connections and handles
+alike.
 
-Serve counts what goes through its own handles, and a line (local_socket.py) does not. So each
+Serve counts what goes through its own handles, and a connection (local_socket.py) does not. So each
 replica counts for itself (`Load`, told to Serve by `record_autoscaling_stats`), and `by_lists` is
 Serve's default policy over that count: delays, bounds and factors are Serve's own.
 

@@ -1,8 +1,8 @@
-"""Gatherer: many small requests -> few lists across the hop between deployments.
+"""Batcher: many small requests -> few lists for the calls between deployments.
 
 A call costs on both sides: through Serve more than the model (8 ms with it, 3 ms without, on 2
-cores), and over a line (local_socket.py) less. So what arrives while every call is out waits, and
-leaves together with the next one. A message that is alone leaves at once: there is no timer.
+cores), and over a connection (local_socket.py) less. So what arrives while every call is out waits,
+and leaves together with the next one. A message that is alone leaves at once: there is no timer.
 Failures are values, one per message, so a poisoned message takes no neighbour with it.
 
 A long list delays a single message by little: the first few texts of each request have half of
@@ -11,7 +11,7 @@ long is refused when it comes, while it can still go elsewhere: what is ahead of
 messages per second that the tier has lately finished. Deadlines travel: a call is told how long the
 most patient of its messages still waits.
 
-One Gatherer per release and tier, on one event loop.
+One Batcher per release and tier, on one event loop.
 """
 
 import asyncio
@@ -75,8 +75,8 @@ class _Part:
         return self.request.texts[self.start : self.stop]
 
 
-class Gatherer:
-    """`await gatherer(texts)` -> one Outcome per text, in order.
+class Batcher:
+    """`await batcher(texts)` -> one Outcome per text, in order.
 
     Args:
         call: asks the tier; its answer has one entry per text.
@@ -85,7 +85,8 @@ class Gatherer:
         max_batch: texts per call, which bounds how long one call holds its replica.
         max_queued: texts waiting for a call; more are refused.
         timeout_s: from arrival to outcome, the wait included; a call lasts no longer either.
-        worth_a_call: messages that must wait for each call that is out before another leaves. A hop
+        worth_a_call: messages that must wait for each call that is out before another leaves. A
+        call
             costs as much CPU as several messages, so under load few long calls get more done;
             0 fills every slot at once.
         max_wait_s: expected until a request is answered; one that would take longer is refused,
@@ -220,7 +221,7 @@ class Gatherer:
             self._rate.freed()
 
     def _has_slot(self) -> bool:
-        """A lone message leaves at once; beside calls that are out, only what is worth a hop."""
+        """A lone message leaves at once; beside calls that are out, only what is worth a call."""
         out = len(self._calls)
         return out < self._max_in_flight and self._queued >= out * self._worth_a_call
 

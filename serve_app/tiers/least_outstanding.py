@@ -1,8 +1,8 @@
 """Which replica of a tier a call goes to: the one with the fewest calls out, by our own count.
 
 Serve tells its request router, which this is, what replicas there are. Where all of them are on
-this host, calls go over lines (local_socket.py), and this only says where to. Else they go through
-Serve's handle, and it chooses among them.
+this host, calls go over connections (local_socket.py), and this only says where to. Else they go
+through Serve's handle, and it chooses among them.
 
 Serve 2.60's own choice looks at the same count, but replaces it with what the replica says on
 taking a call. What ends while that word is on its way is then counted as if it ran on, so calls
@@ -25,15 +25,15 @@ from ray.serve.request_router import (
 )
 
 from serve_app.tiers.local_socket import ADDRESS
-from serve_app.tiers.socket_client import lines_of
+from serve_app.tiers.socket_client import pool_of
 
 
 class LeastOutstanding(FIFOMixin, RequestRouter):
     """Made by Serve in each process that calls a tier; `serve_app/deploy/app.py` names it."""
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """Args: tier: its name in `lines_of`."""
-        self._lines = lines_of(kwargs["tier"])
+        """Args: tier: its name in `pool_of`."""
+        self._connections = pool_of(kwargs["tier"])
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
@@ -41,7 +41,7 @@ class LeastOutstanding(FIFOMixin, RequestRouter):
         near = [replica for replica in replicas if replica.node_id == here]
         addresses = {replica.replica_metadata.get(ADDRESS) for replica in near}
         everywhere = len(near) == len(replicas) and None not in addresses
-        self._lines.follow(frozenset(map(str, addresses)) if everywhere else frozenset())
+        self._connections.follow(frozenset(map(str, addresses)) if everywhere else frozenset())
 
     async def choose_replicas(
         self,

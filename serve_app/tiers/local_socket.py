@@ -1,15 +1,16 @@
-"""Line: a socket between a router and a replica of a tier on the same host: a cheaper call.
+"""A socket between a router and a replica of a tier on the same host: a cheaper call.
 
-    Line, in a router    ── number, texts, bundle, deadline, lists out ──>  LineServer, in a replica
-                         <── number, answers or what was raised ──────────
+    Connection, in a router ── number, texts, bundle, deadline, lists out ──> SocketServer
+                            <── number, answers or what was raised ─────────   in a replica
 
 Ray Serve's own call wakes an event loop and a gRPC thread on both sides, and asks whether it is
-welcome before it is answered: more than a message takes to run (docs/performance.md). A line's
-thread reads a list, runs it and writes the answer, and nothing else in the replica is woken.
+welcome before it is answered: more than a message takes to run (docs/performance.md). A
+connection's thread reads a list, runs it and writes the answer, and nothing else in the replica is
+woken.
 
 Serve still says which replicas there are (least_outstanding.py), starts, checks, scales and ends
-them, and carries the calls wherever a line cannot go: to another host, or while no replica is known
-yet.
+them, and carries the calls wherever a connection cannot go: to another host, or while no replica is
+known yet.
 
 The socket has no file: its name is of Linux's abstract kind. Both ends refuse a peer of another
 user; and since a container may share the user's number and the network, but not what Serve tells
@@ -50,7 +51,9 @@ def read_frame(frames: IO[bytes]) -> bytes:
     return content if len(content) == size else b""
 
 
-def check_peer(line: socket.socket) -> None:
-    _, uid, _ = _PEER.unpack(line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+def check_peer(connection: socket.socket) -> None:
+    _, uid, _ = _PEER.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    )
     if uid != os.getuid():
         raise ForeignPeerError(f"The peer runs as user {uid}; user {os.getuid()} was expected.")

@@ -20,14 +20,15 @@ from serve_app.model.golden import TierModel
 from serve_app.tiers import gc_settings
 from serve_app.tiers.autoscaling import LISTS, Load
 from serve_app.tiers.local_socket import ADDRESS
-from serve_app.tiers.socket_server import LineServer
+from serve_app.tiers.socket_server import SocketServer
 
 _DRAIN_S: Final = 5.0
 
 
 class Tier:
     """The replica. Nothing runs on the event loop, on which Serve's throughput mode also answers
-    health checks: lists that come over a line run in the line's thread, others in a pool's.
+    health checks: lists that come over a connection run in the connection's thread, others in a
+    pool's.
 
     Args:
         threads: messages that run side by side. One message at a time is exact
@@ -44,7 +45,7 @@ class Tier:
         self._health = ThreadPoolExecutor(1, thread_name_prefix="health")
         self._model = TierModel.load(Path(path), sha256, 1, artifact)
         self._load = Load()
-        self._lines = LineServer(self.answer, self._load)
+        self._connections = SocketServer(self.answer, self._load)
         gc_settings.settle()
 
     def answer(self, texts: list[str], sha256: str, deadline_s: float) -> list[Prediction | None]:
@@ -89,12 +90,12 @@ class Tier:
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising makes it replace the replica."""
-        self._lines.check()
+        self._connections.check()
         await asyncio.get_running_loop().run_in_executor(self._health, self._model.check)
 
     async def record_replica_metadata(self) -> dict[str, str]:
         """Called by Serve once, and told to every router (least_outstanding.py)."""
-        return {ADDRESS: self._lines.address}
+        return {ADDRESS: self._connections.address}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve about every second, for the policy (autoscaling.py)."""
@@ -103,11 +104,12 @@ class Tier:
     def __del__(self) -> None:
         """Called by Serve two seconds after it told the routers that this one leaves."""
         with suppress(AttributeError):  # it did not start
-            self._lines.close(_DRAIN_S)
+            self._connections.close(_DRAIN_S)
 
     def _parts(self, texts: list[str]) -> list[list[str]]:
-        """As equal as can be, one per thread. A line brings one list at a time, so a list that is
-        not shared out leaves threads idle."""
+        """As equal as can be, one per thread. A connection brings one list at a time, so a list
+        that is not shared out leaves threads idle.
+        """
         count = max(1, min(self._threads, len(texts)))
         size = -(-len(texts) // count)
         return [texts[start : start + size] for start in range(0, len(texts), size)]

@@ -1,8 +1,9 @@
-"""Hop: a call to a tier, over a line or a Ray Serve handle. Lost replicas are asked past, in time.
+"""RetryingCall: a call to a tier, over a local socket or a Ray Serve handle. Lost replicas are
+asked past, in time.
 
 What the two raise, Ray Serve 2.60 in throughput mode (gRPC between replicas), and what comes of it:
 
-    a replica closes its line, or dies         ConnectionError             asked again
+    a replica closes its socket, or dies       ConnectionError             asked again
     a replica dies before it took the call     Serve itself sends it to another one
     a replica dies under the call              ActorUnavailableError       asked again
     its server shuts down under the call       AioRpcError CANCELLED       asked again
@@ -33,7 +34,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.contracts import Prediction, TierCall
 from serve_app.errors import OverloadedError
-from serve_app.tiers.socket_client import Lines
+from serve_app.tiers.socket_client import ConnectionPool
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +42,18 @@ _DRAW: Final = SystemRandom().random
 _LOST: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
-def call_of(handle: DeploymentHandle[Any], lines: Lines, sha256: str) -> TierCall:
-    """A tier's handle, its lines, and the bundle it must hold -> the bare call.
+def call_of(handle: DeploymentHandle[Any], connections: ConnectionPool, sha256: str) -> TierCall:
+    """A tier's handle, its connections, and the bundle it must hold -> the bare call.
 
-    It goes over a line where there is one. Else Serve carries it, which also waits for a replica to
-    start; the errors are those of whichever carried it.
+    It goes over a connection where there is one. Else Serve carries it, which also waits for a
+    replica to start; the errors are those of whichever carried it.
     """
     # What crosses are plain values of ours; cloudpickle, the default, looks at each in Python.
     plain = handle.options(request_serialization="pickle", response_serialization="pickle")
 
     async def call(texts: list[str], budget_s: float) -> Sequence[Prediction | None]:
-        if (line := lines.shortest()) is not None:
-            return await line.ask(texts, sha256, budget_s)
+        if (connection := connections.shortest()) is not None:
+            return await connection.ask(texts, sha256, budget_s)
         answers: Sequence[Prediction | None]
         answers = await plain.predict.remote(texts, sha256, budget_s)
         return answers
@@ -60,8 +61,8 @@ def call_of(handle: DeploymentHandle[Any], lines: Lines, sha256: str) -> TierCal
     return call
 
 
-class Hop:
-    """`await hop(texts, budget_s)` -> what the tier says, asked again where a replica was lost.
+class RetryingCall:
+    """`await call(texts, budget_s)` -> what the tier says, asked again where a replica was lost.
 
     Args:
         call: asks the tier once; see `call_of`.

@@ -24,22 +24,22 @@ def _opened(address: str) -> socket.socket:
         OSError
     """
     name, _, secret = address.partition(":")
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        line.setblocking(False)
-        line.connect(f"\0{name}")
-        check_peer(line)
-        line.sendall(secret.encode())
+        connection.setblocking(False)
+        connection.connect(f"\0{name}")
+        check_peer(connection)
+        connection.sendall(secret.encode())
     except BaseException:
-        line.close()
+        connection.close()
         raise
-    return line
+    return connection
 
 
-class Line(asyncio.Protocol):
-    """The router's end of one line; several lists may be out on it."""
+class Connection(asyncio.Protocol):
+    """The router's end of one connection; several lists may be out on it."""
 
-    def __init__(self, lost: Callable[["Line"], None]) -> None:
+    def __init__(self, lost: Callable[["Connection"], None]) -> None:
         self._lost = lost
         self._retired = False
         self._transport: asyncio.Transport | None = None
@@ -58,7 +58,7 @@ class Line(asyncio.Protocol):
     ) -> Sequence[Prediction | None]:
         """Raises what the tier raised; ConnectionError where the replica went away."""
         if self._transport is None or self._transport.is_closing():
-            raise ConnectionResetError("The line is closed.")
+            raise ConnectionResetError("The connection is closed.")
         self._number += 1
         number, deadline_s = self._number, time.monotonic() + budget_s
         frame = framed((number, texts, sha256, deadline_s, self.out + 1))
@@ -104,11 +104,11 @@ class Line(asyncio.Protocol):
         self._lost(self)
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(ConnectionResetError("The replica closed its line."))
+                answer.set_exception(ConnectionResetError("The replica closed its connection."))
 
 
-class Lines:
-    """The lines to a tier's replicas, kept up as Serve's word of them changes.
+class ConnectionPool:
+    """The connections to a tier's replicas, kept up as Serve's word of them changes.
 
     `follow` may be called in any thread; all else in the event loop that asks.
     """
@@ -116,60 +116,64 @@ class Lines:
     def __init__(self) -> None:
         self._wanted: frozenset[str] = frozenset()
         self._followed: frozenset[str] = frozenset()
-        self._lines: dict[str, Line] = {}
+        self._connections: dict[str, Connection] = {}
         self._opening: set[asyncio.Task[None]] = set()
         self._again_s = 0.0
 
     def follow(self, addresses: frozenset[str]) -> None:
-        """Args: addresses: of all replicas; empty where a line cannot go to every one of them."""
+        """Args: addresses: of all replicas; empty where a connection cannot go to every one of
+        them.
+        """
         self._wanted = addresses
 
-    def shortest(self) -> Line | None:
-        """The line with the fewest lists out; None if there is none."""
-        if self._wanted is not self._followed or self._wanted != self._lines.keys():
+    def shortest(self) -> Connection | None:
+        """The connection with the fewest lists out; None if there is none."""
+        if self._wanted is not self._followed or self._wanted != self._connections.keys():
             self._catch_up()
-        return min(self._lines.values(), key=_out, default=None)
+        return min(self._connections.values(), key=_out, default=None)
 
     def _catch_up(self) -> None:
         now_s = time.monotonic()
         if self._wanted is self._followed and (self._opening or now_s < self._again_s):
             return
         self._followed, self._again_s = self._wanted, now_s + _AGAIN_S
-        for address in self._lines.keys() - self._wanted:
-            self._lines.pop(address).retire()
-        for address in self._wanted - self._lines.keys():
+        for address in self._connections.keys() - self._wanted:
+            self._connections.pop(address).retire()
+        for address in self._wanted - self._connections.keys():
             task = asyncio.get_running_loop().create_task(self._open(address))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
 
     async def _open(self, address: str) -> None:
-        def lost(line: Line) -> None:
-            if self._lines.get(address) is line:
-                del self._lines[address]
+        def lost(connection: Connection) -> None:
+            if self._connections.get(address) is connection:
+                del self._connections[address]
 
         try:
             end = _opened(address)
             loop = asyncio.get_running_loop()
-            _, line = await loop.create_unix_connection(lambda: Line(lost), sock=end)
+            _, connection = await loop.create_unix_connection(lambda: Connection(lost), sock=end)
         except OSError as error:
             # Serve may know a replica for some seconds after its death.
-            log.info("No line to a replica (%s).", type(error).__name__)
+            log.info("No connection to a replica (%s).", type(error).__name__)
             return
-        if address in self._wanted and address not in self._lines:
-            self._lines[address] = line
+        if address in self._wanted and address not in self._connections:
+            self._connections[address] = connection
         else:
-            line.retire()
+            connection.retire()
 
 
-def _out(line: Line) -> int:
-    return line.out
+def _out(connection: Connection) -> int:
+    return connection.out
 
 
-# Serve makes a request router for each handle, and there may be several for one tier; so the lines
-# are the process's own.
-_LINES: Final[defaultdict[str, Lines]] = defaultdict(Lines)
+# Serve makes a request router for each handle, and there may be several for one tier; so the
+# connections are the process's own.
+_POOLS: Final[defaultdict[str, ConnectionPool]] = defaultdict(ConnectionPool)
 
 
-def lines_of(tier: str) -> Lines:
-    """The lines of this process to a tier, by the name that `serve_app/deploy/app.py` gives it."""
-    return _LINES[tier]
+def pool_of(tier: str) -> ConnectionPool:
+    """The connections of this process to a tier, by the name that `serve_app/deploy/app.py` gives
+    it.
+    """
+    return _POOLS[tier]

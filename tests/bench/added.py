@@ -22,7 +22,7 @@ from cluster.audit.keyed_hash import TextHasher
 from cluster.audit.records import Record
 from cluster.audit.write import AuditLog
 from serve_app.cascade.answerer import Answerer, ServedRelease
-from serve_app.cascade.audit_writer import Journal
+from serve_app.cascade.audit_writer import AuditWriter
 from serve_app.cascade.cache import Cache, CacheConfig, NoCache, ResponseCache
 from serve_app.contracts import Message, Prediction, packed
 from serve_app.decide.cost import Prices
@@ -102,7 +102,7 @@ async def _timed(answerer: Answerer, text: str) -> float:
 
 
 async def _both(folder: Path, texts: Sequence[str], turns: int) -> tuple[list[float], list[float]]:
-    emitter, journal = _Emitter(_resolve), Journal(AuditLog(folder, "bench"))
+    emitter, journal = _Emitter(_resolve), AuditWriter(AuditLog(folder, "bench"))
     with ThreadPoolExecutor(2) as pool:
         full = _answerer(
             _release(ResponseCache(CacheConfig(), _KEY)),

@@ -34,7 +34,7 @@ from train_jobs.samples.phrases import (
     OPENERS,
     PERSONAL,
     SKELETONS,
-    Domain,
+    Industry,
     Sentiment,
 )
 
@@ -91,7 +91,7 @@ class _Writer:
             parts.append(self._rng.choice(CLOSERS))
         return " ".join(parts)
 
-    def _fill(self, skeleton: str, domain: Domain, label: Sentiment) -> str:
+    def _fill(self, skeleton: str, domain: Industry, label: Sentiment) -> str:
         """Puts clauses in the slots; no pair of clauses is used twice in one message."""
         good = label is Sentiment.POSITIVE
         if label is Sentiment.NEUTRAL:

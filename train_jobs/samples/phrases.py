@@ -16,7 +16,7 @@ class Sentiment(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Domain:
+class Industry:
     """What customers of one trade write about. Pairs are (good, bad)."""
 
     things: tuple[str, ...]
@@ -26,9 +26,9 @@ class Domain:
     cases: tuple[str, ...]  # what one can ask about: "what happens if ..."
 
 
-DOMAINS: Final[Mapping[str, Domain]] = MappingProxyType(
+DOMAINS: Final[Mapping[str, Industry]] = MappingProxyType(
     {
-        "banking": Domain(
+        "banking": Industry(
             things=("my debit card", "the transfer", "my savings account", "the banking app"),
             events=(
                 ("there was no fee for the transfer", "there was a fee for the transfer"),
@@ -59,7 +59,7 @@ DOMAINS: Final[Mapping[str, Domain]] = MappingProxyType(
                    "I am charged twice", "a transfer goes to the wrong person",
                    "the refund arrives early", "my card expires while I travel"),
         ),
-        "deliveries": Domain(
+        "deliveries": Industry(
             things=("my parcel", "the delivery", "the order from your shop", "the courier"),
             events=(
                 ("the parcel arrived before I had to leave",
@@ -89,7 +89,7 @@ DOMAINS: Final[Mapping[str, Domain]] = MappingProxyType(
             cases=("the parcel gets lost", "nobody is at home", "the box arrives broken",
                    "the courier comes early", "my order is late", "I refuse the delivery"),
         ),
-        "telecoms": Domain(
+        "telecoms": Industry(
             things=("my broadband", "the new router", "my phone contract", "the mobile signal"),
             events=(
                 ("the line has not dropped once", "the line has dropped more than once"),
@@ -121,7 +121,7 @@ DOMAINS: Final[Mapping[str, Domain]] = MappingProxyType(
                    "there is an outage in my street", "I end the contract early",
                    "the engineer is late", "a bill looks wrong"),
         ),
-        "airlines": Domain(
+        "airlines": Industry(
             things=("my flight", "the booking", "my suitcase", "the check-in"),
             events=(
                 ("the flight was not delayed after all", "the flight was delayed after all"),
@@ -150,7 +150,7 @@ DOMAINS: Final[Mapping[str, Domain]] = MappingProxyType(
             cases=("a flight is cancelled", "I miss the connection", "my bag is damaged",
                    "the plane is delayed overnight", "I arrive early", "my passport is lost"),
         ),
-        "software": Domain(
+        "software": Industry(
             things=("my subscription", "the new version", "your app", "the export"),
             events=(
                 ("the update did not break anything", "the update broke everything"),
@@ -179,7 +179,7 @@ DOMAINS: Final[Mapping[str, Domain]] = MappingProxyType(
             cases=("the trial runs out", "the app crashes during an export", "I forget my password",
                    "a payment fails", "I delete a file by mistake", "the update fails"),
         ),
-        "retail": Domain(
+        "retail": Industry(
             things=("the jacket", "my order", "the gift card", "the shoes I bought"),
             events=(
                 ("the jacket is not as thin as it looks", "the jacket is as thin as it looks"),

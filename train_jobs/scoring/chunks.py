@@ -69,7 +69,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Row:
+class InputRow:
     """One row as it was found. `problem` is why it cannot be used, if so."""
 
     number: int
@@ -201,7 +201,7 @@ class Reader:
         self._columns = columns
         self._cursor: tuple[str, Cursor] | None = None
 
-    def rows(self, chunk: Chunk) -> Iterator[Row]:
+    def rows(self, chunk: Chunk) -> Iterator[InputRow]:
         """Raises DataError if the file cannot be read any more, or has not the rows planned."""
         path = self._root / chunk.file
         count = 0
@@ -217,7 +217,7 @@ class Reader:
                 "was scored. Score it again into another folder."
             )
 
-    def _rows(self, path: Path, chunk: Chunk) -> Iterator[Row]:
+    def _rows(self, path: Path, chunk: Chunk) -> Iterator[InputRow]:
         match path.suffix.lower():
             case ".parquet":
                 return self._parquet(path, chunk)
@@ -226,20 +226,20 @@ class Reader:
             case _:
                 return self._jsonl(path, chunk)
 
-    def _jsonl(self, path: Path, chunk: Chunk) -> Iterator[Row]:
+    def _jsonl(self, path: Path, chunk: Chunk) -> Iterator[InputRow]:
         records = lines_of(path, chunk.start, chunk.end, chunk.line)
         for number, record in enumerate(records, chunk.first):
             value, problem = parsed(record)
             yield self._row(number, record.line, value, problem)
 
-    def _csv(self, path: Path, chunk: Chunk) -> Iterator[Row]:
+    def _csv(self, path: Path, chunk: Chunk) -> Iterator[InputRow]:
         header = csv_header(path, self._columns)
         records = csv_records(path, header, chunk.start, chunk.end, chunk.line)
         for number, record in enumerate(records, chunk.first):
             value = None if record.problem else dict(zip(header.names, record.data, strict=True))
             yield self._row(number, record.line, value, record.problem)
 
-    def _parquet(self, path: Path, chunk: Chunk) -> Iterator[Row]:
+    def _parquet(self, path: Path, chunk: Chunk) -> Iterator[InputRow]:
         number = chunk.first
         for batch in self._at(path, chunk.file).read(chunk.first, chunk.rows):
             names = self._columns.names
@@ -255,11 +255,11 @@ class Reader:
 
     def _row(
         self, number: int, line: int | None, value: dict[str, Any] | None, problem: str | None
-    ) -> Row:
+    ) -> InputRow:
         if value is None:
-            return Row(number, line, problem=problem)
+            return InputRow(number, line, problem=problem)
         columns = self._columns
-        row = Row(number, line)
+        row = InputRow(number, line)
         row.id = _word(value.get(columns.id)) if columns.id else None
         row.kept = tuple(_word(value.get(name)) for name in columns.keep)
         text = value.get(columns.text)

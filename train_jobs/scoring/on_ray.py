@@ -12,7 +12,7 @@ from cluster.errors import FirstlineError, ServiceError
 from cluster.settings import load_settings
 from train_jobs.scoring.chunks import Chunk
 from train_jobs.scoring.parts import is_done
-from train_jobs.scoring.scorer import Order, Scored, Scorer, scorer_of
+from train_jobs.scoring.scorer import ChunkScorer, Order, Scored, scorer_of
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class ChunkActor:
     def __init__(self, order: Order) -> None:
         if order.background:
             os.nice(_NICE)
-        self._scorer: Scorer | FirstlineError
+        self._scorer: ChunkScorer | FirstlineError
         try:
             self._scorer = scorer_of(order)
         except FirstlineError as error:

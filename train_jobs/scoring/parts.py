@@ -21,7 +21,7 @@ from serve_app.cascade.work import Work
 from serve_app.contracts import Route
 from serve_app.decide.cost import Prices
 from serve_app.scored import PARTS, part, refused_part
-from train_jobs.scoring.chunks import Chunk, Row
+from train_jobs.scoring.chunks import Chunk, InputRow
 from train_jobs.scoring.columns import Columns
 
 _ROW_GROUP: Final = 4096  # rows held before they are written
@@ -30,7 +30,7 @@ _SUFFIX: Final = ".tmp"
 
 
 @dataclass(slots=True)
-class Counts:
+class PartCounts:
     """What became of the rows of a chunk."""
 
     rows: int = 0
@@ -60,7 +60,7 @@ def schema(columns: Columns) -> pa.Schema:
     return pa.schema(fields)
 
 
-class Parts:
+class PartWriter:
     """Both files of a chunk: whole under their names after the block, or not there."""
 
     def __init__(
@@ -70,10 +70,10 @@ class Parts:
         self._release, self._prices = release, prices
         self._schema = schema(columns)
         self._held: list[tuple[Any, ...]] = []
-        self._counts = Counts(rows=chunk.rows)
+        self._counts = PartCounts(rows=chunk.rows)
         self._costs: list[float] = []
 
-    def __enter__(self) -> "Parts":
+    def __enter__(self) -> "PartWriter":
         self._answers, self._answers_path = _scratch(self._out / PARTS)
         self._refused, self._refused_path = _scratch(self._out / PARTS)
         self._writer = pq.ParquetWriter(self._answers, self._schema)
@@ -90,7 +90,7 @@ class Parts:
             self._answers_path.unlink(missing_ok=True)
             self._refused_path.unlink(missing_ok=True)
 
-    def answer(self, row: Row, work: Work) -> None:
+    def answer(self, row: InputRow, work: Work) -> None:
         """Args: work: a finished one."""
         final, counts = work.final, self._counts
         assert final is not None
@@ -108,7 +108,7 @@ class Parts:
         if len(self._held) == _ROW_GROUP:
             self._flush()
 
-    def refuse(self, row: Row, reason: str) -> None:
+    def refuse(self, row: InputRow, reason: str) -> None:
         """Sets a row aside, with where it stands and never what it says."""
         place: dict[str, Any] = {"file": self._chunk.file, "row": row.number}
         place |= {} if row.line is None else {"line": row.line}
@@ -157,7 +157,7 @@ def is_done(out: Path, chunk: Chunk) -> bool:
         return False
 
 
-def accounted(out: Path, chunk: Chunk) -> Counts:
+def accounted(out: Path, chunk: Chunk) -> PartCounts:
     """The counts of a chunk that is done.
 
     Raises:
@@ -165,7 +165,7 @@ def accounted(out: Path, chunk: Chunk) -> Counts:
     """
     path = part(out, chunk.index)
     try:
-        counts = Counts(**json.loads(pq.read_metadata(path).metadata[_COUNTS]))
+        counts = PartCounts(**json.loads(pq.read_metadata(path).metadata[_COUNTS]))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         raise DataError(
             f"{path} is missing, or not a part that `firstline score` wrote. Delete it if it is "

@@ -9,14 +9,14 @@ from typing import Final
 from cluster.errors import DataError
 from cluster.releases import load_release
 from cluster.settings import load_settings
-from serve_app.cascade.offline import Pair
+from serve_app.cascade.offline import OfflineCascade
 from serve_app.contracts import Message
 from serve_app.guard.prepare import prepare
 from serve_app.request_limits import MAX_CHARS
-from train_jobs.scoring.chunks import Chunk, Reader, Row
+from train_jobs.scoring.chunks import Chunk, InputRow, Reader
 from train_jobs.scoring.columns import Columns
-from train_jobs.scoring.ledger import Ledger
-from train_jobs.scoring.parts import Parts
+from train_jobs.scoring.job_audit import JobAudit
+from train_jobs.scoring.parts import PartWriter
 
 _BATCH: Final = 256  # rows in work at a time
 Stamp = tuple[int, int]  # a file's bytes and its time: what a change would move
@@ -45,13 +45,13 @@ class Scored:
     ended_s: float
 
 
-class Scorer:
+class ChunkScorer:
     """Scores chunks, one after the other: what an actor is."""
 
-    def __init__(self, order: Order, pair: Pair, ledger: Ledger | None = None) -> None:
+    def __init__(self, order: Order, pair: OfflineCascade, audit: JobAudit | None = None) -> None:
         self._order = order
         self._pair = pair
-        self._ledger = ledger
+        self._audit = audit
         self._reader = Reader(order.root, order.columns)
 
     def score(self, chunk: Chunk) -> Scored:
@@ -62,7 +62,7 @@ class Scorer:
         """
         started_s = time.time()
         order = self._order
-        with Parts(order.out, chunk, order.columns, order.release, self._pair.prices) as parts:
+        with PartWriter(order.out, chunk, order.columns, order.release, self._pair.prices) as parts:
             for rows in _batches(self._reader.rows(chunk)):
                 self._score(chunk.file, rows, parts)
             self._check_unchanged(chunk.file)
@@ -75,16 +75,16 @@ class Scorer:
                 f"{path} was changed while it was scored. Score it again into another folder."
             )
 
-    def _score(self, file: str, rows: Sequence[Row], parts: Parts) -> None:
-        if self._ledger is not None:  # a service's job: what comes out of it, its guard has seen
+    def _score(self, file: str, rows: Sequence[InputRow], parts: PartWriter) -> None:
+        if self._audit is not None:  # a service's job: what comes out of it, its guard has seen
             for row in rows:
                 row.id = prepare(row.id).text if row.id is not None else None
         messages = [message for row in rows if (message := _message(row)) is not None]
         works = iter(self._pair.answer(messages) if messages else ())
         found = [(row, next(works) if row.problem is None else None) for row in rows]
-        if self._ledger is not None:
+        if self._audit is not None:
             known = [(row.number, work) for row, work in found if work is not None and work.known]
-            self._ledger.write(file, known)
+            self._audit.write(file, known)
         for row, work in found:
             if work is not None and work.known:
                 parts.answer(row, work)
@@ -92,7 +92,7 @@ class Scorer:
                 parts.refuse(row, row.problem or "no tier that may see it answered")
 
 
-def _message(row: Row) -> Message | None:
+def _message(row: InputRow) -> Message | None:
     """The prepared text; None, and the reason in `row.problem`, if there is none to answer."""
     if row.problem is None and len(row.text) > MAX_CHARS:
         row.problem = f"{len(row.text):,} characters, of which {MAX_CHARS:,} are the limit"
@@ -105,8 +105,8 @@ def _message(row: Row) -> Message | None:
     return message
 
 
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
+def _batches(rows: Iterator[InputRow]) -> Iterator[list[InputRow]]:
+    batch: list[InputRow] = []
     for row in rows:
         batch.append(row)
         if len(batch) == _BATCH:
@@ -121,8 +121,8 @@ def stamp_of(path: Path) -> Stamp:
     return seen.st_size, seen.st_mtime_ns
 
 
-def scorer_of(order: Order) -> Scorer:
+def scorer_of(order: Order) -> ChunkScorer:
     settings = load_settings(order.home)
     release = load_release(settings, order.release)
-    ledger = Ledger(settings, release, order.out) if order.background else None
-    return Scorer(order, Pair.of(release), ledger)
+    audit = JobAudit(settings, release, order.out) if order.background else None
+    return ChunkScorer(order, OfflineCascade.of(release), audit)

@@ -38,7 +38,7 @@ _ROWS_BLOCK: Final = {8: 128, 4: 32}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class QuantizeRecipe:
     """One variant. `needs` names the CPU flags without which it computes something else."""
 
     products: Products
@@ -53,19 +53,19 @@ class Recipe:
 # Signed 8-bit weights times unsigned 8-bit activations are added in pairs into 16 bits on a CPU
 # without VNNI, and saturate there; weights of up to 64 cannot (255 x 64 x 2 < 2^15).
 RECIPES: Final = (
-    Recipe(products="int8", embedding_bits=None, needs=("vnni",)),
-    Recipe(products="int8", embedding_bits=8, needs=("vnni",)),
-    Recipe(products="int8", embedding_bits=4, needs=("vnni",)),
-    Recipe(products="int7", embedding_bits=8),
-    Recipe(products="int7", embedding_bits=4),
-    Recipe(products="static8", embedding_bits=8, needs=("vnni",)),
-    Recipe(products="rows8", embedding_bits=8),
-    Recipe(products="rows4", embedding_bits=4),
+    QuantizeRecipe(products="int8", embedding_bits=None, needs=("vnni",)),
+    QuantizeRecipe(products="int8", embedding_bits=8, needs=("vnni",)),
+    QuantizeRecipe(products="int8", embedding_bits=4, needs=("vnni",)),
+    QuantizeRecipe(products="int7", embedding_bits=8),
+    QuantizeRecipe(products="int7", embedding_bits=4),
+    QuantizeRecipe(products="static8", embedding_bits=8, needs=("vnni",)),
+    QuantizeRecipe(products="rows8", embedding_bits=8),
+    QuantizeRecipe(products="rows4", embedding_bits=4),
 )
 
 
 def quantize(
-    recipe: Recipe, source: Path, target: Path, seen: Sequence[Mapping[str, NDArray[Any]]]
+    recipe: QuantizeRecipe, source: Path, target: Path, seen: Sequence[Mapping[str, NDArray[Any]]]
 ) -> None:
     """Writes one variant of `source`. `seen` are inputs as served, for the ranges of `static8`."""
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
@@ -82,7 +82,7 @@ def quantize(
     onnx.save(model, target)
 
 
-def _dynamic(source: Path, target: Path, recipe: Recipe) -> None:
+def _dynamic(source: Path, target: Path, recipe: QuantizeRecipe) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(

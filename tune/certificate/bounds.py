@@ -35,7 +35,7 @@ _CELLS: Final = 20
 _MOST_CELLS: Final = 400
 
 
-class Counts(NamedTuple):
+class FailureCounts(NamedTuple):
     """Failures among rows."""
 
     failures: int
@@ -253,17 +253,17 @@ class ClassBounds:
 
 def class_counts(
     predicted: Ints, among: Bools, failed: Bools, labels: Sequence[str]
-) -> dict[str, Counts]:
+) -> dict[str, FailureCounts]:
     """Failures among the rows of each predicted class, indices into `labels`.
 
     `among` is all rows for the risk of a class, and the kept rows for its agreement.
     """
     rows = np.bincount(predicted[among], minlength=len(labels))
     failures = np.bincount(predicted[among & failed], minlength=len(labels))
-    return {name: Counts(int(failures[i]), int(rows[i])) for i, name in enumerate(labels)}
+    return {name: FailureCounts(int(failures[i]), int(rows[i])) for i, name in enumerate(labels)}
 
 
-def per_class(counts: Mapping[str, Counts], risk: float, confidence: float) -> ClassBounds:
+def per_class(counts: Mapping[str, FailureCounts], risk: float, confidence: float) -> ClassBounds:
     """Which predicted classes have a risk below the target, and a bound of those that may not.
 
     Given how many rows each class has, the failures of a class are binomial, and classes picked
@@ -292,7 +292,7 @@ def per_class(counts: Mapping[str, Counts], risk: float, confidence: float) -> C
     )
 
 
-def testable(counts: Mapping[str, Counts], risk: float, at: float) -> tuple[list[str], int]:
+def testable(counts: Mapping[str, FailureCounts], risk: float, at: float) -> tuple[list[str], int]:
     """The most classes that could all be certified, in order, and the rows of one more."""
     by_rows = sorted(counts, key=lambda name: -counts[name].rows)
     m = 0

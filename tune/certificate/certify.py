@@ -33,7 +33,7 @@ from tune.certificate.bounds import (
     min_rows,
     upper_bound,
 )
-from tune.certificate.counts import Counts, counts
+from tune.certificate.counts import PolicyCounts, counts
 from tune.certificate.limits import OPTION, Kind, Limits, observed, p_values, passes
 from tune.objective import Shape
 from tune.replay import Bools, Floats, Ints, Table
@@ -88,7 +88,7 @@ def fixed_sequence(passed: Bools) -> int:
     return (int(failed[0]) if failed.size else passed.size) - 1
 
 
-def start_of(limits: Limits, on_tune: Counts, prices: Prices, confidence: float) -> int:
+def start_of(limits: Limits, on_tune: PolicyCounts, prices: Prices, confidence: float) -> int:
     """The place of the sequence that proves most on `tune`, from where testing goes on.
 
     Where fewer kept rows are safer for every limit, that is the first. Agreement cannot be proven
@@ -105,7 +105,7 @@ def policy_sha256(policy: RouterPolicy) -> str:
 
 
 def promises(
-    limits: Limits, seen: Counts, prices: Prices, confidence: float
+    limits: Limits, seen: PolicyCounts, prices: Prices, confidence: float
 ) -> dict[Kind, Promise]:
     """What is said of one policy. Args: seen: of that one policy."""
     return {
@@ -120,19 +120,19 @@ def promises(
     }
 
 
-def _counted(kind: Kind, seen: Counts) -> Ints:
+def _counted(kind: Kind, seen: PolicyCounts) -> Ints:
     if kind in ("cloud_share", "cost_usd"):
         return seen.escalated
     return seen.losses if kind == "accuracy_loss" else seen.failures
 
 
-def _among(kind: Kind, seen: Counts) -> int:
+def _among(kind: Kind, seen: PolicyCounts) -> int:
     if kind == "agreement":
         return int(seen.kept[0])
     return seen.labelled if kind == "accuracy_loss" else seen.rows
 
 
-def _bound(kind: Kind, seen: Counts, prices: Prices, confidence: float) -> float:
+def _bound(kind: Kind, seen: PolicyCounts, prices: Prices, confidence: float) -> float:
     failures, rows = int(_counted(kind, seen)[0]), _among(kind, seen)
     if kind == "agreement":
         return bounds.agreement_lower_bound(failures, rows, confidence)
@@ -177,7 +177,7 @@ def certify(
 
 
 def _last_that_passes(
-    limits: Limits, seen: Counts, prices: Prices, confidence: float, start: int
+    limits: Limits, seen: PolicyCounts, prices: Prices, confidence: float, start: int
 ) -> int:
     """`fixed_sequence` from `start`, a block at a time; start - 1 if there is none."""
     last = start - 1
@@ -295,7 +295,12 @@ def require_labels(limits: Limits, table: Table) -> None:
 
 
 def refusal(
-    opening: str, seen: Counts, table: Table, limits: Limits, confidence: float, prices: Prices
+    opening: str,
+    seen: PolicyCounts,
+    table: Table,
+    limits: Limits,
+    confidence: float,
+    prices: Prices,
 ) -> str:
     """Why a policy did not pass, limit by limit. Args: seen: what that one does to the table."""
     words = [

@@ -13,7 +13,7 @@ from tune.replay import Bools, Floats, Ints, Table
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
+class PolicyCounts:
     """What m policies do to n rows, as columns (m,).
 
     `failures` are kept rows on which the edge differs from the cloud; of the `labelled` rows, kept
@@ -31,7 +31,7 @@ class Counts:
     def escalated(self) -> Ints:
         return self.rows - self.kept
 
-    def of(self, places: Ints) -> "Counts":
+    def of(self, places: Ints) -> "PolicyCounts":
         """Those of some of the policies."""
         return replace(
             self,
@@ -41,12 +41,12 @@ class Counts:
             gains=self.gains[places],
         )
 
-    def scaled(self, rows: int) -> "Counts":
+    def scaled(self, rows: int) -> "PolicyCounts":
         """The same shares of another number of rows, rounded."""
         by = rows / self.rows
         columns = (self.kept, self.failures, self.losses, self.gains)
         kept, failures, losses, gains = (np.rint(by * c).astype(np.int64) for c in columns)
-        return Counts(kept, failures, losses, gains, rows, round(by * self.labelled))
+        return PolicyCounts(kept, failures, losses, gains, rows, round(by * self.labelled))
 
 
 class Counter:
@@ -62,7 +62,7 @@ class Counter:
         self._rows = rows[np.argsort(-score[rows], kind="stable")]
         self._rising = -score[self._rows]
 
-    def of(self, thresholds: Floats, weights: Ints | None = None) -> Counts:
+    def of(self, thresholds: Floats, weights: Ints | None = None) -> PolicyCounts:
         """Args: weights: how often each row (n,) counts; None: once."""
         table = self._table
         each = np.ones(table.rows, np.int64) if weights is None else weights
@@ -73,7 +73,7 @@ class Counter:
             falling = np.append(0, np.cumsum(column[self._rows]))
             return np.asarray(int(column[self._edge].sum()) + falling[upto], np.int64)
 
-        return Counts(
+        return PolicyCounts(
             kept=total(),
             failures=total(table.differs),
             losses=total(table.cloud_right & ~table.edge_right),
@@ -83,6 +83,6 @@ class Counter:
         )
 
 
-def counts(shape: Shape, thresholds: Floats, table: Table) -> Counts:
+def counts(shape: Shape, thresholds: Floats, table: Table) -> PolicyCounts:
     """What the shape does to a table at each threshold (m,)."""
     return Counter(shape, table).of(thresholds)

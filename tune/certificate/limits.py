@@ -18,7 +18,7 @@ from cluster.errors import ConfigError
 from serve_app.decide.cost import Prices
 from tune.certificate import bounds
 from tune.certificate.bounds import level
-from tune.certificate.counts import Counts
+from tune.certificate.counts import PolicyCounts
 from tune.replay import Bools, Floats, Ints
 
 Kind: TypeAlias = Literal["risk", "agreement", "accuracy_loss", "cloud_share", "cost_usd"]
@@ -74,7 +74,7 @@ class Limits(BaseModel):
 
 
 def p_values(
-    limits: Limits, counts: Counts, prices: Prices, confidence: float, *, exact: bool = True
+    limits: Limits, counts: PolicyCounts, prices: Prices, confidence: float, *, exact: bool = True
 ) -> Floats:
     """(m,) of H0: the policy breaks at least one of the limits.
 
@@ -87,7 +87,7 @@ def p_values(
 
 
 def of_kind(
-    kind: Kind, limit: float, counts: Counts, prices: Prices, confidence: float, *,
+    kind: Kind, limit: float, counts: PolicyCounts, prices: Prices, confidence: float, *,
     exact: bool = True,
 ) -> Floats:  # fmt: skip
     """(m,) p-values of one limit; the proofs are in bounds.py."""
@@ -112,7 +112,7 @@ def of_kind(
     return np.asarray(found, np.float64)
 
 
-def observed(kind: Kind, counts: Counts, prices: Prices) -> Floats:
+def observed(kind: Kind, counts: PolicyCounts, prices: Prices) -> Floats:
     """(m,) of what a limit is about, as seen. An agreement among no rows is 0, and so is a loss."""
     share = counts.escalated / counts.rows
     match kind:
@@ -130,7 +130,7 @@ def observed(kind: Kind, counts: Counts, prices: Prices) -> Floats:
 
 
 def passes(
-    limits: Limits, counts: Counts, prices: Prices, confidence: float, *, exact: bool = True
+    limits: Limits, counts: PolicyCounts, prices: Prices, confidence: float, *, exact: bool = True
 ) -> Bools:
     """(m,) whether a policy with these counts would pass, all limits together."""
     found = p_values(limits, counts, prices, confidence, exact=exact)

@@ -30,7 +30,7 @@ from tune.certificate.certify import (
     require_labels,
     require_rows,
 )
-from tune.certificate.counts import Counts, counts
+from tune.certificate.counts import PolicyCounts, counts
 from tune.certificate.limits import Limits, passes
 from tune.objective import Shape, kept
 from tune.replay import Table
@@ -176,7 +176,7 @@ def _read(release: Release, name: str) -> Certificate:
         ) from None
 
 
-def rows_needed(limits: Limits, seen: Counts, confidence: float) -> list[str]:
+def rows_needed(limits: Limits, seen: PolicyCounts, confidence: float) -> list[str]:
     """How many rows each limit on failures would take, if the share seen is the true one."""
     of: dict[str, tuple[float, float, float]] = {}
     if limits.risk is not None:

@@ -20,7 +20,7 @@ from serve_app.decide.policy import RouterPolicy
 from serve_app.guard.prepare import prepare
 from tune.objective import kept, trusts
 from tune.replay import UNKNOWN, Table
-from tune.reporting.report import Report
+from tune.reporting.report import ReleaseReport
 
 WORST: Final = 20
 _TEMPLATE: Final = "report.html"
@@ -76,7 +76,7 @@ def _shown(table: Table, i: int, raw: str, trust: float) -> Disagreement:
 
 def write(
     folder: Path,
-    report: Report,
+    report: ReleaseReport,
     pictures: Mapping[str, Path],
     worst: Sequence[Disagreement] = (),
 ) -> tuple[Path, Path]:
@@ -92,7 +92,7 @@ def write(
 
 
 def render_html(
-    report: Report, pictures: Mapping[str, Path], worst: Sequence[Disagreement] = ()
+    report: ReleaseReport, pictures: Mapping[str, Path], worst: Sequence[Disagreement] = ()
 ) -> str:
     """One page that needs nothing else: the pictures (caption -> PNG) are inside it."""
     environment = Environment(

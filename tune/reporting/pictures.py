@@ -22,7 +22,7 @@ from tune.replay import Table
 from tune.reporting.canvas import CERTIFIED_COLOUR, CLOUD, EDGE, QUIET, canvas, dress, save
 from tune.reporting.class_pictures import draw_class_coverage, draw_class_routes
 from tune.reporting.metrics import Interval, oracle, wilson
-from tune.reporting.report import CERTIFIED, MAX_PROBABILITY, Report
+from tune.reporting.report import CERTIFIED, MAX_PROBABILITY, ReleaseReport
 from tune.select import Selection
 
 _MARKERS: Final = {
@@ -44,7 +44,7 @@ def draw(
     front: Sequence[FrontPoint],
     selection: Selection,
     prices: Prices,
-    report: Report,
+    report: ReleaseReport,
 ) -> dict[str, Path]:
     """Draws all pictures into the folder; returns caption -> file, in the order of the page."""
     policy, certificate = selection.policy, selection.certificate
@@ -90,7 +90,7 @@ def _captions(tune: str, test: str, certificate: Certificate) -> tuple[str, ...]
 
 
 def draw_accuracy_cost(
-    path: Path, policy: RouterPolicy, table: Table, prices: Prices, report: Report
+    path: Path, policy: RouterPolicy, table: Table, prices: Prices, report: ReleaseReport
 ) -> None:
     """The score's curve with its band, between the random mix and the hindsight bound; on the left
     whole, on the right near the certified policy."""
@@ -134,7 +134,7 @@ def _mix_line(axes: Axes, table: Table, prices: Prices) -> None:
     )  # fmt: skip
 
 
-def _baseline_points(axes: Axes, report: Report) -> None:
+def _baseline_points(axes: Axes, report: ReleaseReport) -> None:
     for name, found in report.baselines.items():
         axes.scatter(
             found.per_message_usd, found.accuracy, marker=_MARKERS[name], color="#343a40",
@@ -146,7 +146,7 @@ def _baseline_points(axes: Axes, report: Report) -> None:
     )  # fmt: skip
 
 
-def _certified_points(axes: Axes, report: Report) -> None:
+def _certified_points(axes: Axes, report: ReleaseReport) -> None:
     others: dict[tuple[float, float], list[str]] = {}
     for point in report.alternatives:
         place = (point.figures.per_message_usd, point.figures.accuracy)
@@ -213,7 +213,7 @@ def draw_pareto(
 
 
 def draw_risk_coverage(
-    path: Path, tables: Sequence[Table], selection: Selection, report: Report
+    path: Path, tables: Sequence[Table], selection: Selection, report: ReleaseReport
 ) -> None:
     """The risk of every threshold on tune, certify and test, cut off far above the guarantee."""
     figure, axes = canvas("edge share (coverage)", "risk: differs from the cloud, of all")
@@ -278,7 +278,7 @@ def _scale(certificate: Certificate, seen: float) -> float:
 # ---- baselines and reliability --------------------------------------------------------------
 
 
-def draw_baselines(path: Path, report: Report) -> None:
+def draw_baselines(path: Path, report: ReleaseReport) -> None:
     """The accuracy of every rule with its interval."""
     figure, axes = canvas(f"accuracy on {report.split!r}, 95% interval", "", height=3.2)
     rows: list[tuple[str, float, Interval]] = [

@@ -155,7 +155,7 @@ class Oracle(_Frozen):
     per_message_usd: float
 
 
-class Report(_Frozen):
+class ReleaseReport(_Frozen):
     """report.json. Figures are those seen on `split`; what is guaranteed is in the certificate.
 
     `agreement` is None if nothing stays at the edge. `accuracy_loss` is against cloud-only.
@@ -200,7 +200,7 @@ def build_report(
     prices: Prices,
     measured: Measured,
     created_at: str,
-) -> Report:
+) -> ReleaseReport:
     """All figures of a release.
 
     Raises:
@@ -217,7 +217,7 @@ def build_report(
     rivals = (*BASELINES, max_probability(policy, tune, prices))
     scores = _scores(policy, certificate, test, prices)
     hindsight = scores[CERTIFIED].hindsight_coverage.value
-    return Report(
+    return ReleaseReport(
         release=measured.release,
         created_at=created_at,
         split=test.split,

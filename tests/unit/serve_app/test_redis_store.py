@@ -15,8 +15,8 @@ from serve_app.redis_store import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
     TIMEOUT_S,
+    Backoff,
     Claim,
-    Pause,
     SharedStore,
     derive_key,
 )
@@ -314,13 +314,13 @@ async def test_a_redis_that_takes_no_more_refuses_nothing_of_ours(
 # ---- the pause ----------------------------------------------------------------------------------
 
 
-def fail_at(pause: Pause, now_s: float) -> bool:
+def fail_at(pause: Backoff, now_s: float) -> bool:
     ticket = pause.begin(now_s)
     return ticket is not None and pause.failed(ticket, now_s)
 
 
 def test_the_pause_grows_to_its_longest() -> None:
-    pause, now_s, seen = Pause(), 0.0, []
+    pause, now_s, seen = Backoff(), 0.0, []
     assert fail_at(pause, now_s)
     for _ in range(7):
         seen.append(pause.pause_s)
@@ -332,7 +332,7 @@ def test_the_pause_grows_to_its_longest() -> None:
 
 def test_what_comes_and_goes_does_not_begin_again_at_a_second() -> None:
     """A Redis that reads but cannot write would else be tried, and logged, every second."""
-    pause, now_s = Pause(), 0.0
+    pause, now_s = Backoff(), 0.0
     fail_at(pause, now_s)
     for _ in range(10):
         now_s += pause.pause_s + 1.0
@@ -344,7 +344,7 @@ def test_what_comes_and_goes_does_not_begin_again_at_a_second() -> None:
 
 
 def test_after_a_good_while_it_begins_again_at_a_second() -> None:
-    pause = Pause()
+    pause = Backoff()
     fail_at(pause, 0.0)
     fail_at(pause, 1.0)
     assert pause.pause_s == 2.0
@@ -356,7 +356,7 @@ def test_after_a_good_while_it_begins_again_at_a_second() -> None:
 
 
 def test_those_that_were_out_before_have_no_say() -> None:
-    pause = Pause()
+    pause = Backoff()
     tickets = [pause.begin(0.0) for _ in range(3)]
     assert [pause.failed(ticket, 0.0) for ticket in tickets if ticket is not None] == [
         True,

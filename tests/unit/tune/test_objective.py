@@ -17,7 +17,7 @@ from serve_app.decide.policy import ALWAYS_CLOUD, ALWAYS_EDGE, BASELINES, RANDOM
 from serve_app.decide.scores import Margin, MaxProbability, Weighted
 from tests.support.strategies import SHAPES
 from tests.support.tables import LABELS, row_of, toy_table
-from tune.objective import Outcome, Shape, curve, evaluate, front, kept, pareto, trusts
+from tune.objective import PolicyOutcome, Shape, curve, evaluate, front, kept, pareto, trusts
 from tune.replay import Table
 from tune.sweep.space import (
     BUDGET,
@@ -43,7 +43,7 @@ tables = st.builds(
 )
 
 
-def comparable(outcome: Outcome) -> Outcome:
+def comparable(outcome: PolicyOutcome) -> PolicyOutcome:
     """NaN, the accuracy of rows without labels, is not equal to itself."""
     return replace(outcome, accuracy=-1.0) if np.isnan(outcome.accuracy) else outcome
 
@@ -105,7 +105,7 @@ def test_figures_by_hand() -> None:
     shape = Shape(score=MaxProbability())
     outcome = evaluate(shape.policy("p", 0.8), table, PRICES)
     # Rows 0 and 1 are trusted, row 3 is pinned, row 2 is escalated; only row 1 differs of those.
-    assert outcome == Outcome(
+    assert outcome == PolicyOutcome(
         accuracy=0.75, cost_usd=0.001 + 0.25 * 0.0136, edge_share=0.75, cloud_share=0.25, risk=0.25
     )
     # Row 0 says label 0: kept by its class, and row 1 needs more than it has.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serve_app.access.abuse import Abuse, AbuseConfig, AbuseRule, Sweep, Verdict
+from serve_app.access.abuse import Abuse, AbuseConfig, AbuseRule, AbuseVerdict, Sweep
 from serve_app.contracts import AbuseAction, AbuseEvent, AbuseKind
 
 SEED_TEXTS = [
@@ -50,7 +50,7 @@ class Watch:
             self.now_s += 0.1
             self.abuse.refused(key, self.now_s)
 
-    def verdict(self, key: str = "a") -> Verdict:
+    def verdict(self, key: str = "a") -> AbuseVerdict:
         return self.abuse.verdict(key, self.now_s)
 
     @property
@@ -142,7 +142,7 @@ def test_a_client_that_comes_back_when_told_is_no_flood(watch: Watch) -> None:
 
 def test_a_client_that_does_not_care_is_slowed_then_blocked(watch: Watch) -> None:
     watch.is_refused(70)
-    assert watch.verdict() == Verdict(delay_s=0.5)
+    assert watch.verdict() == AbuseVerdict(delay_s=0.5)
     watch.is_refused(700)
     assert watch.seen == [
         (AbuseKind.FLOOD, AbuseAction.SLOWED),
@@ -173,7 +173,7 @@ def test_a_slowed_key_that_behaves_recovers(watch: Watch) -> None:
     watch.now_s = event.until_s - 0.1
     assert watch.verdict().delay_s == 0.5
     watch.now_s = event.until_s + 10.0  # three more came after the event
-    assert watch.verdict() == Verdict()
+    assert watch.verdict() == AbuseVerdict()
 
 
 def test_a_block_ends_by_itself_and_the_key_starts_anew(watch: Watch) -> None:
@@ -182,9 +182,9 @@ def test_a_block_ends_by_itself_and_the_key_starts_anew(watch: Watch) -> None:
     watch.now_s = until_s - 1.0
     assert watch.verdict().blocked_s == pytest.approx(1.0)
     watch.now_s = until_s
-    assert watch.verdict() == Verdict()
+    assert watch.verdict() == AbuseVerdict()
     watch.is_refused(30)
-    assert watch.verdict() == Verdict()
+    assert watch.verdict() == AbuseVerdict()
     assert len(watch.events) == 2
 
 
@@ -198,7 +198,7 @@ def test_what_was_under_way_when_a_block_came_does_not_block_again(watch: Watch)
 def test_one_key_is_not_punished_for_another(watch: Watch) -> None:
     watch.is_refused(700, "a")
     assert watch.verdict("a").blocked_s > 0
-    assert watch.verdict("b") == Verdict()
+    assert watch.verdict("b") == AbuseVerdict()
 
 
 def test_a_slowed_key_is_told_of_once(watch: Watch) -> None:

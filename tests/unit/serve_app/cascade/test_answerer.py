@@ -15,7 +15,7 @@ from cluster.audit.records import AuditRecord
 from cluster.errors import AuditError, ModelOutputError
 from serve_app.cascade.answerer import Answerer, ServedRelease
 from serve_app.cascade.cache import Cache, CacheConfig, NoCache, ResponseCache
-from serve_app.cascade.escalation import OPEN_DOOR, Door
+from serve_app.cascade.escalation import UNLIMITED, EscalationLimit
 from serve_app.contracts import (
     Cached,
     Caller,
@@ -121,13 +121,13 @@ def make(pool: ThreadPoolExecutor) -> Make:
         policy: RouterPolicy = POLICY,
         explore_share: float = 0.0,
         draws: Sequence[float] = (),
-        door: Door = OPEN_DOOR,
+        escalation: EscalationLimit = UNLIMITED,
         cache: Cache | None = None,
         room: Callable[[int, float | None], None] = lambda count, timeout_s: None,
     ) -> Rig:
         tiers, log, ids = (FakeTier(edge), FakeTier(cloud)), FakeLog(), itertools.count()
         release = ServedRelease(
-            "r-1", "r-1", policy, PRICES, LABELS, *tiers, door, cache or NoCache(), room=room
+            "r-1", "r-1", policy, PRICES, LABELS, *tiers, escalation, cache or NoCache(), room=room
         )
         ticks = itertools.count()
         answerer = Answerer(
@@ -605,10 +605,10 @@ async def test_an_explanation_and_a_preview_are_made_anew(make: Make) -> None:
     assert not (await rig.one("hello", route_only=True)).cached
 
 
-# ---- the door to the cloud ----------------------------------------------------------------------
+# ---- the limit to the cloud ----------------------------------------------------------------------
 
 
-class Shut(Door):
+class Shut(EscalationLimit):
     """Lets so many through, and gives a reason."""
 
     def __init__(self, allowed: int, reason: RouteReason) -> None:
@@ -629,27 +629,27 @@ class Shut(Door):
 async def test_what_the_door_keeps_out_is_answered_by_the_edge_and_degraded(
     make: Make, reason: RouteReason
 ) -> None:
-    door = Shut(1, reason)
-    rig = make(edge=UNSURE, door=door)
+    limit = Shut(1, reason)
+    rig = make(edge=UNSURE, escalation=limit)
     rig.edge.special = {"easy": SURE}
     first, easy, second = await rig.answerer.answer(["a", "easy", "b"])
-    assert door.asked == [(3, 0, 2)]
+    assert limit.asked == [(3, 0, 2)]
     assert (first.reason, first.degraded) == (RouteReason.ESCALATED, False)
     assert (easy.reason, easy.degraded) == (RouteReason.TRUSTED, False)
     assert (second.reason, second.degraded, second.route) == (reason, True, Route.EDGE)
     assert second.cost_usd == PRICES.edge_usd
     assert rig.cloud.seen == ["a"]
-    assert door.judged == [1]
+    assert limit.judged == [1]
 
 
 async def test_no_door_is_shut_on_a_message_without_an_answer(make: Make) -> None:
-    rig = make(edge=ModelOutputError("NaN"), door=Shut(0, RouteReason.CIRCUIT_OPEN))
+    rig = make(edge=ModelOutputError("NaN"), escalation=Shut(0, RouteReason.CIRCUIT_OPEN))
     assert (await rig.one("hello")).reason is RouteReason.EDGE_FAILED
 
 
 async def test_an_explored_message_at_a_shut_door_is_not_degraded(make: Make) -> None:
-    door = Shut(0, RouteReason.CLOUD_CAPPED)
-    answer = await make(door=door, explore_share=0.5, draws=[0.1]).one("hello")
+    limit = Shut(0, RouteReason.CLOUD_CAPPED)
+    answer = await make(escalation=limit, explore_share=0.5, draws=[0.1]).one("hello")
     assert (answer.route, answer.degraded) == (Route.EDGE, False)
     assert answer.reason is RouteReason.EXPLORED
 

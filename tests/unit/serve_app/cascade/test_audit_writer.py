@@ -1,4 +1,4 @@
-"""Journal: one write for many, no answer without its record, and the event loop goes on."""
+"""AuditWriter: one write for many, no answer without its record, and the event loop goes on."""
 
 import asyncio
 import subprocess
@@ -13,7 +13,7 @@ from cluster.audit.read import read
 from cluster.audit.records import FeedbackRecord, Record
 from cluster.audit.write import AuditLog
 from cluster.errors import AuditError
-from serve_app.cascade.audit_writer import Journal
+from serve_app.cascade.audit_writer import AuditWriter
 
 pytestmark = pytest.mark.anyio
 
@@ -46,30 +46,30 @@ async def settle() -> None:
 
 async def test_what_comes_while_a_write_is_out_shares_the_next_one() -> None:
     disk = FakeLog()
-    journal = Journal(disk)
-    tasks = [asyncio.create_task(journal.append(records(name))) for name in "abcd"]
+    writer = AuditWriter(disk)
+    tasks = [asyncio.create_task(writer.append(records(name))) for name in "abcd"]
     await settle()
     assert not any(task.done() for task in tasks)
     disk.open.set()
     await asyncio.gather(*tasks)
     assert disk.writes == [["a"], ["b", "c", "d"]]
-    assert disk.threads == {"journal"}
-    assert journal.pending == 0
-    await journal.close()
+    assert disk.threads == {"audit"}
+    assert writer.pending == 0
+    await writer.close()
 
 
 async def test_what_returned_is_in_the_file(tmp_path: Path) -> None:
-    journal = Journal(AuditLog(tmp_path, "r1"))
+    writer = AuditWriter(AuditLog(tmp_path, "r1"))
 
     async def client(number: int) -> None:
         for turn in range(20):
             name = f"{number}-{turn}"
-            await journal.append(records(name, f"{name}-b"))
+            await writer.append(records(name, f"{name}-b"))
             # Another process would see it now: nothing is buffered.
             assert f'"{name}"' in next(tmp_path.glob("*.jsonl")).read_text()
 
     await asyncio.gather(*(client(number) for number in range(8)))
-    await journal.close()
+    await writer.close()
     assert len({record.id for record in read(tmp_path)}) == 8 * 20 * 2
 
 
@@ -78,8 +78,8 @@ async def test_a_slow_disk_does_not_hold_up_the_event_loop() -> None:
         def append(self, records: Sequence[Record]) -> None:
             time.sleep(0.2)
 
-    journal = Journal(Slow())
-    write = asyncio.create_task(journal.append(records("a")))
+    writer = AuditWriter(Slow())
+    write = asyncio.create_task(writer.append(records("a")))
     longest_s, last_s = 0.0, time.monotonic()
     while not write.done():
         await asyncio.sleep(0.001)
@@ -87,13 +87,13 @@ async def test_a_slow_disk_does_not_hold_up_the_event_loop() -> None:
         longest_s, last_s = max(longest_s, now_s - last_s), now_s
     await write
     assert longest_s < 0.1
-    await journal.close()
+    await writer.close()
 
 
 async def test_a_failed_write_reaches_all_its_requests_and_no_later_one() -> None:
     disk = FakeLog()
-    journal = Journal(disk)
-    tasks = [asyncio.create_task(journal.append(records(name))) for name in "abc"]
+    writer = AuditWriter(disk)
+    tasks = [asyncio.create_task(writer.append(records(name))) for name in "abc"]
     await settle()
     disk.fails = AuditError("The audit log cannot be written (No space left on device).")
     disk.open.set()
@@ -101,27 +101,27 @@ async def test_a_failed_write_reaches_all_its_requests_and_no_later_one() -> Non
     assert all(isinstance(error, AuditError) and "No space left" in str(error) for error in errors)
     assert len({id(error) for error in errors}) == 3
     disk.fails = None
-    await journal.append(records("d"))
+    await writer.append(records("d"))
     assert disk.writes == [["d"]]
-    await journal.close()
+    await writer.close()
 
 
 async def test_a_bug_in_the_log_is_an_audit_error_and_does_not_end_the_journal() -> None:
     disk = FakeLog()
     disk.open.set()
     disk.fails = RuntimeError("a bug")
-    journal = Journal(disk)
+    writer = AuditWriter(disk)
     with pytest.raises(AuditError, match="RuntimeError"):
-        await journal.append(records("a"))
+        await writer.append(records("a"))
     disk.fails = None
-    await journal.append(records("b"))
-    await journal.close()
+    await writer.append(records("b"))
+    await writer.close()
 
 
 async def test_a_client_that_leaves_loses_nobody_elses_record() -> None:
     disk = FakeLog()
-    journal = Journal(disk)
-    tasks = [asyncio.create_task(journal.append(records(name))) for name in "abc"]
+    writer = AuditWriter(disk)
+    tasks = [asyncio.create_task(writer.append(records(name))) for name in "abc"]
     await settle()
     tasks[0].cancel()
     tasks[1].cancel()
@@ -131,58 +131,58 @@ async def test_a_client_that_leaves_loses_nobody_elses_record() -> None:
     # Their answers did not leave; that they are written all the same is allowed
     # (cluster/audit/write.py).
     assert disk.writes == [["a"], ["b", "c"]]
-    assert journal.pending == 0
-    await journal.close()
+    assert writer.pending == 0
+    await writer.close()
 
 
 async def test_a_disk_that_hangs_holds_a_bounded_number_of_records() -> None:
     disk = FakeLog()
-    journal = Journal(disk, max_waiting=3)
-    held = [asyncio.create_task(journal.append(records(*names))) for names in ("a", "bc")]
+    writer = AuditWriter(disk, max_waiting=3)
+    held = [asyncio.create_task(writer.append(records(*names))) for names in ("a", "bc")]
     await settle()
     start_s = time.monotonic()
     with pytest.raises(AuditError, match="at most 3"):
-        await journal.append(records("d"))
+        await writer.append(records("d"))
     assert time.monotonic() - start_s < 0.05
     disk.open.set()
     await asyncio.gather(*held)
-    await journal.append(records("e"))
+    await writer.append(records("e"))
     assert disk.writes == [["a"], ["b", "c"], ["e"]]
-    await journal.close()
+    await writer.close()
 
 
 async def test_a_request_does_not_wait_for_ever() -> None:
     disk = FakeLog()
-    journal = Journal(disk, timeout_s=0.05)
+    writer = AuditWriter(disk, timeout_s=0.05)
     with pytest.raises(AuditError, match=r"within 0\.05 s"):
-        await journal.append(records("a"))
+        await writer.append(records("a"))
     disk.open.set()
-    await journal.append(records("b"))
-    await journal.close()
+    await writer.append(records("b"))
+    await writer.close()
 
 
 async def test_close_waits_for_what_is_held_and_takes_no_more() -> None:
     disk = FakeLog()
-    journal = Journal(disk)
-    held = [asyncio.create_task(journal.append(records(name))) for name in "abc"]
+    writer = AuditWriter(disk)
+    held = [asyncio.create_task(writer.append(records(name))) for name in "abc"]
     await settle()
-    closing = asyncio.create_task(journal.close())
+    closing = asyncio.create_task(writer.close())
     await settle()
     with pytest.raises(AuditError, match="closed"):
-        await journal.append(records("d"))
+        await writer.append(records("d"))
     assert not closing.done()
     disk.open.set()
     await asyncio.gather(closing, *held)
     assert disk.writes == [["a"], ["b", "c"]]
-    await journal.close()
+    await writer.close()
 
 
 async def test_close_gives_up_on_a_disk_that_hangs() -> None:
     disk = FakeLog()
-    journal = Journal(disk)
-    held = [asyncio.create_task(journal.append(records(name))) for name in "ab"]
+    writer = AuditWriter(disk)
+    held = [asyncio.create_task(writer.append(records(name))) for name in "ab"]
     await settle()
-    await journal.close(timeout_s=0.05)
+    await writer.close(timeout_s=0.05)
     await settle()
     assert held[1].done()
     with pytest.raises(AuditError, match="hangs"):
@@ -209,14 +209,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_on_a_full_disk_no_answer_leaves_and_none_that_left_is_lost(small_disk: Path) -> None:
     log = AuditLog(small_disk, "r1")
-    journal = Journal(log)
+    writer = AuditWriter(log)
     left: set[str] = set()
     refusals: list[str] = []
 
     async def request(number: int) -> None:
         names = [f"{number}-{index}" for index in range(20)]
         try:
-            await journal.append(records(*names))
+            await writer.append(records(*names))
             left.update(names)
         except AuditError as error:
             refusals.append(str(error))
@@ -228,6 +228,6 @@ async def test_on_a_full_disk_no_answer_leaves_and_none_that_left_is_lost(small_
     assert all("No space left" in why for why in refusals)
     assert {record.id for record in read(small_disk)} == left
     next(small_disk.glob("*.jsonl")).unlink()
-    await journal.append(records("after"))  # there is room again, and nobody had to do anything
-    await journal.close()
+    await writer.append(records("after"))  # there is room again, and nobody had to do anything
+    await writer.close()
     log.close()

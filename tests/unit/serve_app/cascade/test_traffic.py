@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from cluster.errors import ConfigError
 from serve_app.cascade import traffic
 from serve_app.cascade.traffic import Routed, Traffic
-from serve_app.monitor.stats import Report
+from serve_app.monitor.stats import MonitorReport
 from serve_app.monitor.windows import Windows
 from serve_app.service.adaptive import Trial, adapted, thompson_weights
 
@@ -225,7 +225,7 @@ def test_thompson_finds_the_better_arm_by_playing() -> None:
     assert weights["new"] > 0.9
 
 
-def report(labels: dict[str, tuple[int, int]]) -> Report:
+def report(labels: dict[str, tuple[int, int]]) -> MonitorReport:
     """Of releases that answered in turns, so many right of so many labelled."""
     from tests.unit.serve_app.monitor.test_windows import NOW_S, answer, judged
 

@@ -1,31 +1,31 @@
-"""The pulse: a loop that is held up is late at once, and no longer when it ticks again."""
+"""The lag: a loop that is held up is late at once, and no longer when it ticks again."""
 
 import asyncio
 import time
 
-from serve_app.http.loop_lag import Pulse
+from serve_app.http.loop_lag import LoopLag
 
 
 def test_a_loop_with_nothing_to_do_is_not_late() -> None:
     async def idle() -> float:
-        pulse = Pulse()
-        pulse.late_s()
+        lag = LoopLag()
+        lag.late_s()
         await asyncio.sleep(0.1)
-        return pulse.late_s()
+        return lag.late_s()
 
     assert min(asyncio.run(idle()) for _ in range(5)) < 0.05
 
 
 def test_a_loop_that_was_held_up_is_late_before_it_beats_again_and_after() -> None:
     async def held() -> tuple[float, float, float]:
-        pulse = Pulse()
-        pulse.late_s()
+        lag = LoopLag()
+        lag.late_s()
         time.sleep(0.3)
-        before = pulse.late_s()
+        before = lag.late_s()
         await asyncio.sleep(0.001)
-        after = pulse.late_s()
+        after = lag.late_s()
         await asyncio.sleep(0.2)
-        return before, after, pulse.late_s()
+        return before, after, lag.late_s()
 
     before, after, calm = asyncio.run(held())
     assert before >= 0.27
@@ -34,10 +34,10 @@ def test_a_loop_that_was_held_up_is_late_before_it_beats_again_and_after() -> No
 
 
 def test_another_loop_has_a_pulse_of_its_own() -> None:
-    pulse = Pulse()
+    lag = LoopLag()
 
     async def ask() -> float:
-        return pulse.late_s()
+        return lag.late_s()
 
     asyncio.run(ask())
     time.sleep(0.3)

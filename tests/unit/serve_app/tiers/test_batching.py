@@ -1,4 +1,4 @@
-"""Gatherer: lists across the hop, bounded, and no message harmed by its neighbours."""
+"""Batcher: lists across a call, bounded, and no message harmed by its neighbours."""
 
 import asyncio
 import math
@@ -18,7 +18,7 @@ from cluster.errors import ModelOutputError, ServiceError
 from serve_app.contracts import Prediction, TierCall, packed
 from serve_app.deploy.config import TierConfig
 from serve_app.errors import DeadlineError, OverloadedError
-from serve_app.tiers.batching import Gatherer
+from serve_app.tiers.batching import Batcher
 from serve_app.tiers.service_rate import ServiceRate
 
 pytestmark = pytest.mark.anyio
@@ -52,7 +52,7 @@ class FakeTier:
         return [None if text == "poison" else said(text) for text in texts]
 
 
-def make(call: TierCall, **over: float) -> Gatherer:
+def make(call: TierCall, **over: float) -> Batcher:
     options: dict[str, float] = {
         "max_in_flight": 1,
         "max_batch": 3,
@@ -60,7 +60,7 @@ def make(call: TierCall, **over: float) -> Gatherer:
         "timeout_s": 5.0,
         **over,
     }
-    return Gatherer(call, **options)  # type: ignore[arg-type]
+    return Batcher(call, **options)  # type: ignore[arg-type]
 
 
 async def settle() -> None:
@@ -70,8 +70,8 @@ async def settle() -> None:
 
 async def test_a_message_alone_leaves_at_once_and_the_rest_leave_together() -> None:
     tier = FakeTier()
-    gatherer = make(tier)
-    tasks = [asyncio.create_task(gatherer([text])) for text in "abcde"]
+    batcher = make(tier)
+    tasks = [asyncio.create_task(batcher([text])) for text in "abcde"]
     await settle()
     assert tier.lists == [["a"]]
     tier.open.set()
@@ -93,8 +93,8 @@ def test_every_sender_gets_its_own_answers_in_order(
 ) -> None:
     async def check() -> None:
         tier = FakeTier()
-        gatherer = make(tier, max_in_flight=in_flight, max_batch=batch, max_queued=1000)
-        tasks = [asyncio.create_task(gatherer(texts)) for texts in requests]
+        batcher = make(tier, max_in_flight=in_flight, max_batch=batch, max_queued=1000)
+        tasks = [asyncio.create_task(batcher(texts)) for texts in requests]
         await settle()
         tier.open.set()
         for texts, task in zip(requests, tasks, strict=True):
@@ -107,16 +107,16 @@ def test_every_sender_gets_its_own_answers_in_order(
 
 async def test_a_full_queue_refuses_whole_requests_and_takes_nothing_of_them() -> None:
     tier = FakeTier()
-    gatherer = make(tier, max_queued=4)
-    first = asyncio.create_task(gatherer(["a"]))
+    batcher = make(tier, max_queued=4)
+    first = asyncio.create_task(batcher(["a"]))
     await settle()
-    waiting = asyncio.create_task(gatherer(["b", "c", "d"]))
+    waiting = asyncio.create_task(batcher(["b", "c", "d"]))
     await settle()
-    gatherer.check(1)
+    batcher.check(1)
     with pytest.raises(OverloadedError, match="at most 4"):
-        gatherer.check(2)
+        batcher.check(2)
     with pytest.raises(OverloadedError, match="at most 4"):
-        await gatherer(["e", "f"])
+        await batcher(["e", "f"])
     tier.open.set()
     assert await first == [said("a")]
     assert await waiting == [said("b"), said("c"), said("d")]
@@ -133,11 +133,11 @@ async def test_a_poisoned_message_does_not_harm_its_neighbours() -> None:
 
 async def test_a_failed_call_reaches_all_its_senders_and_nobody_else() -> None:
     tier = FakeTier()
-    gatherer = make(tier)
-    first = asyncio.create_task(gatherer(["a"]))
+    batcher = make(tier)
+    first = asyncio.create_task(batcher(["a"]))
     await settle()
-    failing = [asyncio.create_task(gatherer([text])) for text in ("boom", "b", "c")]
-    later = asyncio.create_task(gatherer(["d"]))
+    failing = [asyncio.create_task(batcher([text])) for text in ("boom", "b", "c")]
+    later = asyncio.create_task(batcher(["d"]))
     await settle()
     tier.open.set()
     assert await first == [said("a")]
@@ -148,11 +148,11 @@ async def test_a_failed_call_reaches_all_its_senders_and_nobody_else() -> None:
 
 async def test_a_client_that_leaves_disturbs_nobody_and_costs_no_call() -> None:
     tier = FakeTier()
-    gatherer = make(tier)
-    stays = asyncio.create_task(gatherer(["a"]))
+    batcher = make(tier)
+    stays = asyncio.create_task(batcher(["a"]))
     await settle()
-    leaves = asyncio.create_task(gatherer(["b"]))
-    also_stays = asyncio.create_task(gatherer(["c"]))
+    leaves = asyncio.create_task(batcher(["b"]))
+    also_stays = asyncio.create_task(batcher(["c"]))
     await settle()
     leaves.cancel()
     await settle()
@@ -164,14 +164,14 @@ async def test_a_client_that_leaves_disturbs_nobody_and_costs_no_call() -> None:
 
 async def test_messages_of_clients_that_left_do_not_keep_the_queue_full() -> None:
     tier = FakeTier()
-    gatherer = make(tier, max_queued=3)
-    first = asyncio.create_task(gatherer(["a"]))
+    batcher = make(tier, max_queued=3)
+    first = asyncio.create_task(batcher(["a"]))
     await settle()
-    leaves = asyncio.create_task(gatherer(["b", "c", "d"]))
+    leaves = asyncio.create_task(batcher(["b", "c", "d"]))
     await settle()
     leaves.cancel()
     await settle()
-    task = asyncio.create_task(gatherer(["e"]))
+    task = asyncio.create_task(batcher(["e"]))
     await settle()
     tier.open.set()
     assert await task == [said("e")]
@@ -180,11 +180,11 @@ async def test_messages_of_clients_that_left_do_not_keep_the_queue_full() -> Non
 
 async def test_a_tier_that_hangs_gives_timeouts_and_frees_its_slot() -> None:
     tier = FakeTier()
-    gatherer = make(tier, timeout_s=0.05)
-    hanging = await asyncio.gather(gatherer(["a"]), gatherer(["b"]))
+    batcher = make(tier, timeout_s=0.05)
+    hanging = await asyncio.gather(batcher(["a"]), batcher(["b"]))
     assert all(isinstance(outcome[0], TimeoutError) for outcome in hanging)
     tier.open.set()
-    assert await gatherer(["c"]) == [said("c")]
+    assert await batcher(["c"]) == [said("c")]
 
 
 async def test_a_call_that_ray_cancels_is_a_failure_not_the_end() -> None:
@@ -197,9 +197,9 @@ async def test_a_call_that_ray_cancels_is_a_failure_not_the_end() -> None:
             raise asyncio.CancelledError
         return [said(text) for text in texts]
 
-    gatherer = make(cancelled_once)
-    assert isinstance((await gatherer(["a"]))[0], ServiceError)
-    assert await gatherer(["b"]) == [said("b")]
+    batcher = make(cancelled_once)
+    assert isinstance((await batcher(["a"]))[0], ServiceError)
+    assert await batcher(["b"]) == [said("b")]
 
 
 async def test_a_short_answer_is_refused_for_all() -> None:
@@ -225,11 +225,11 @@ async def test_a_tier_that_hangs_is_to_blame_and_a_hasty_caller_is_not() -> None
 
 async def test_a_call_is_told_how_long_its_most_patient_message_waits() -> None:
     tier = FakeTier()
-    gatherer = make(tier)
-    first = asyncio.create_task(gatherer(["a"], timeout_s=0.5))
+    batcher = make(tier)
+    first = asyncio.create_task(batcher(["a"], timeout_s=0.5))
     await settle()
     waiting = [
-        asyncio.create_task(gatherer([text], timeout_s=s)) for text, s in (("b", 1), ("c", 9))
+        asyncio.create_task(batcher([text], timeout_s=s)) for text, s in (("b", 1), ("c", 9))
     ]
     await settle()
     tier.open.set()
@@ -240,11 +240,11 @@ async def test_a_call_is_told_how_long_its_most_patient_message_waits() -> None:
 
 async def test_a_hasty_caller_does_not_cut_its_neighbours_call_short() -> None:
     tier = FakeTier()
-    gatherer = make(tier)
-    first = asyncio.create_task(gatherer(["a"]))
+    batcher = make(tier)
+    first = asyncio.create_task(batcher(["a"]))
     await settle()
-    hasty = asyncio.create_task(gatherer(["b"], timeout_s=0.02))
-    patient = asyncio.create_task(gatherer(["c"]))
+    hasty = asyncio.create_task(batcher(["b"], timeout_s=0.02))
+    patient = asyncio.create_task(batcher(["c"]))
     await settle()
     assert isinstance((await hasty)[0], DeadlineError)
     tier.open.set()
@@ -263,11 +263,11 @@ async def test_a_list_that_is_part_late_brings_what_there_is() -> None:
 
 async def test_a_message_does_not_wait_for_a_list_that_came_before() -> None:
     tier = FakeTier()
-    gatherer = make(tier, max_batch=16, max_queued=1000)
-    first = asyncio.create_task(gatherer(["first"]))
+    batcher = make(tier, max_batch=16, max_queued=1000)
+    first = asyncio.create_task(batcher(["first"]))
     await settle()
-    long = asyncio.create_task(gatherer(["long"] * 40))
-    short = asyncio.create_task(gatherer(["short"]))
+    long = asyncio.create_task(batcher(["long"] * 40))
+    short = asyncio.create_task(batcher(["short"]))
     await settle()
     tier.open.set()
     await asyncio.gather(first, long, short)
@@ -278,10 +278,10 @@ async def test_a_message_does_not_wait_for_a_list_that_came_before() -> None:
 async def test_lists_are_finished_in_the_order_in_which_they_came() -> None:
     """Turns between them would make all of them as slow as the last."""
     tier = FakeTier()
-    gatherer = make(tier, max_batch=16, max_queued=1000)
-    first = asyncio.create_task(gatherer(["first"]))
+    batcher = make(tier, max_batch=16, max_queued=1000)
+    first = asyncio.create_task(batcher(["first"]))
     await settle()
-    lists = [asyncio.create_task(gatherer([name] * 40)) for name in "abc"]
+    lists = [asyncio.create_task(batcher([name] * 40)) for name in "abc"]
     await settle()
     tier.open.set()
     await asyncio.gather(first, *lists)
@@ -293,11 +293,11 @@ async def test_lists_are_finished_in_the_order_in_which_they_came() -> None:
 
 async def test_beside_lists_and_a_flood_of_messages_each_has_half_of_a_call() -> None:
     tier = FakeTier()
-    gatherer = make(tier, max_batch=16, max_queued=1000)
-    first = asyncio.create_task(gatherer(["first"]))
+    batcher = make(tier, max_batch=16, max_queued=1000)
+    first = asyncio.create_task(batcher(["first"]))
     await settle()
-    long = asyncio.create_task(gatherer(["long"] * 40))
-    flood = [asyncio.create_task(gatherer(["short"])) for _ in range(200)]
+    long = asyncio.create_task(batcher(["long"] * 40))
+    flood = [asyncio.create_task(batcher(["short"])) for _ in range(200)]
     await settle()
     tier.open.set()
     await long
@@ -310,37 +310,37 @@ async def test_beside_lists_and_a_flood_of_messages_each_has_half_of_a_call() ->
 def test_what_is_counted_as_waiting_is_what_waits(sizes: list[int], max_batch: int) -> None:
     """Also after clients have left, with lists that are new, begun, and out."""
 
-    def counted(gatherer: Gatherer) -> None:
-        new, begun = list(gatherer._new), list(gatherer._begun)
-        assert gatherer._queued == sum(one.unsent for one in (*new, *begun))
-        assert gatherer._first == sum(one.first for one in new)
+    def counted(batcher: Batcher) -> None:
+        new, begun = list(batcher._new), list(batcher._begun)
+        assert batcher._queued == sum(one.unsent for one in (*new, *begun))
+        assert batcher._first == sum(one.first for one in new)
         assert all(one.first and not other.first for one in new for other in begun)
 
     async def story() -> None:
         tier = FakeTier()
-        gatherer = make(tier, max_batch=max_batch, max_queued=1000)
-        tasks = [asyncio.create_task(gatherer(["text"] * size)) for size in sizes]
+        batcher = make(tier, max_batch=max_batch, max_queued=1000)
+        tasks = [asyncio.create_task(batcher(["text"] * size)) for size in sizes]
         await settle()
-        counted(gatherer)
+        counted(batcher)
         for task in tasks[::2]:
             task.cancel()
         await settle()
-        counted(gatherer)
+        counted(batcher)
         tier.open.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        counted(gatherer)
-        assert gatherer.waiting == 0
+        counted(batcher)
+        assert batcher.waiting == 0
 
     asyncio.run(story())
 
 
 async def test_a_request_that_fits_only_in_part_is_not_sent_behind_the_lists() -> None:
     tier = FakeTier()
-    gatherer = make(tier, max_batch=24, max_queued=1000)
-    first = asyncio.create_task(gatherer(["first"]))
+    batcher = make(tier, max_batch=24, max_queued=1000)
+    first = asyncio.create_task(batcher(["first"]))
     await settle()
-    lists = [asyncio.create_task(gatherer(["long"] * 100)) for _ in range(4)]
-    few = [asyncio.create_task(gatherer([name] * 8)) for name in "ab"]
+    lists = [asyncio.create_task(batcher(["long"] * 100)) for _ in range(4)]
+    few = [asyncio.create_task(batcher([name] * 8)) for name in "ab"]
     await settle()
     tier.open.set()
     await asyncio.gather(*few)
@@ -426,10 +426,10 @@ def simulate(story: Callable[[], Awaitable[T]]) -> T:
         loop.close()
 
 
-def ready(tier: TierCall, worth_a_call: int = 0) -> Gatherer:
+def ready(tier: TierCall, worth_a_call: int = 0) -> Batcher:
     """As a service has it by default, but for `worth_a_call`."""
     default = TierConfig()
-    return Gatherer(
+    return Batcher(
         tier,
         max_in_flight=default.max_in_flight,
         max_batch=default.max_batch,
@@ -440,11 +440,11 @@ def ready(tier: TierCall, worth_a_call: int = 0) -> Gatherer:
     )
 
 
-async def ask(gatherer: Gatherer, size: int, seen: Seen) -> None:
+async def ask(batcher: Batcher, size: int, seen: Seen) -> None:
     loop = asyncio.get_running_loop()
     start_s = loop.time()
     try:
-        outcomes = await gatherer(["text"] * size)
+        outcomes = await batcher(["text"] * size)
     except OverloadedError as error:
         seen.refused_s.append((start_s, loop.time() - start_s))
         seen.retry_after_s.append(error.retry_after_s)
@@ -457,7 +457,7 @@ async def ask(gatherer: Gatherer, size: int, seen: Seen) -> None:
 
 
 async def load(
-    gatherer: Gatherer, seen: Seen, *, per_s: float, for_s: float, sizes: Sequence[int] = (1,)
+    batcher: Batcher, seen: Seen, *, per_s: float, for_s: float, sizes: Sequence[int] = (1,)
 ) -> None:
     """Poisson arrivals, open loop, of `per_s` messages a second."""
     draw, loop = random.Random(7), asyncio.get_running_loop()
@@ -465,7 +465,7 @@ async def load(
     requests_per_s = per_s * len(sizes) / sum(sizes)
     while loop.time() < until_s:
         await asyncio.sleep(draw.expovariate(requests_per_s))
-        tasks.append(asyncio.create_task(ask(gatherer, draw.choice(sizes), seen)))
+        tasks.append(asyncio.create_task(ask(batcher, draw.choice(sizes), seen)))
     await asyncio.gather(*tasks)
 
 
@@ -521,19 +521,19 @@ def test_what_overload_has_no_room_for_is_the_lists(
 
 
 def test_a_list_that_its_client_would_not_wait_for_is_refused_at_once() -> None:
-    async def client(gatherer: Gatherer, size: int, timeout_s: float, late: list[bool]) -> None:
+    async def client(batcher: Batcher, size: int, timeout_s: float, late: list[bool]) -> None:
         with suppress(OverloadedError):
-            outcomes = await gatherer(["text"] * size, timeout_s)
+            outcomes = await batcher(["text"] * size, timeout_s)
             late.append(any(isinstance(outcome, TimeoutError) for outcome in outcomes))
 
     async def story() -> list[bool]:
         late: list[bool] = []
-        gatherer = ready(Replicas(2 / CAPACITY))
+        batcher = ready(Replicas(2 / CAPACITY))
         seen = Seen()
-        background = asyncio.create_task(load(gatherer, seen, per_s=0.9 * CAPACITY, for_s=10))
+        background = asyncio.create_task(load(batcher, seen, per_s=0.9 * CAPACITY, for_s=10))
         await asyncio.sleep(2.0)
         for _ in repeat(None, 20):  # 256 messages take 0.4 s alone
-            await asyncio.gather(client(gatherer, 256, 0.3, late), asyncio.sleep(0.3))
+            await asyncio.gather(client(batcher, 256, 0.3, late), asyncio.sleep(0.3))
         await background
         return late
 
@@ -543,9 +543,9 @@ def test_a_list_that_its_client_would_not_wait_for_is_refused_at_once() -> None:
 def test_overload_costs_no_throughput_and_is_over_when_the_load_is() -> None:
     async def story() -> Seen:
         seen = Seen()
-        gatherer = ready(Replicas(2 / CAPACITY))
-        await load(gatherer, seen, per_s=3 * CAPACITY, for_s=10)
-        await load(gatherer, seen, per_s=0.5 * CAPACITY, for_s=5)
+        batcher = ready(Replicas(2 / CAPACITY))
+        await load(batcher, seen, per_s=3 * CAPACITY, for_s=10)
+        await load(batcher, seen, per_s=0.5 * CAPACITY, for_s=5)
         return seen
 
     seen = simulate(story)
@@ -569,12 +569,12 @@ def test_below_the_capacity_nothing_is_refused(load_share: float) -> None:
 def test_admission_follows_the_capacity_within_a_second() -> None:
     async def story() -> Seen:
         seen, tier = Seen(), Replicas(2 / CAPACITY)
-        gatherer = ready(tier)
-        await load(gatherer, seen, per_s=0.9 * CAPACITY, for_s=5)
+        batcher = ready(tier)
+        await load(batcher, seen, per_s=0.9 * CAPACITY, for_s=5)
         tier.per_message_s *= 4  # a neighbour on the machine
-        await load(gatherer, seen, per_s=0.9 * CAPACITY, for_s=5)
+        await load(batcher, seen, per_s=0.9 * CAPACITY, for_s=5)
         tier.per_message_s /= 4
-        await load(gatherer, seen, per_s=0.9 * CAPACITY, for_s=5)
+        await load(batcher, seen, per_s=0.9 * CAPACITY, for_s=5)
         return seen
 
     seen = simulate(story)
@@ -590,10 +590,10 @@ def test_a_tier_that_was_almost_dead_is_used_again() -> None:
 
     async def story() -> Seen:
         seen, tier = Seen(), Replicas(1.0)
-        gatherer = ready(tier)
-        await load(gatherer, seen, per_s=20, for_s=5)
+        batcher = ready(tier)
+        await load(batcher, seen, per_s=20, for_s=5)
         tier.per_message_s = 2 / CAPACITY
-        await load(gatherer, seen, per_s=0.5 * CAPACITY, for_s=10)
+        await load(batcher, seen, per_s=0.5 * CAPACITY, for_s=10)
         return seen
 
     seen = simulate(story)
@@ -604,14 +604,14 @@ def test_a_tier_that_was_almost_dead_is_used_again() -> None:
 def test_eight_clients_with_lists_that_wait_for_their_answers_are_not_refused() -> None:
     """Each sends 64 texts at once, so 512 messages are on hand, which take 0.6 s."""
 
-    async def client(gatherer: Gatherer, seen: Seen) -> None:
+    async def client(batcher: Batcher, seen: Seen) -> None:
         for _ in repeat(None, 20):
-            await ask(gatherer, 64, seen)
+            await ask(batcher, 64, seen)
 
     async def story() -> Seen:
         seen = Seen()
-        gatherer = ready(Replicas(2 / 850.0))
-        await asyncio.gather(*(client(gatherer, seen) for _ in range(8)))
+        batcher = ready(Replicas(2 / 850.0))
+        await asyncio.gather(*(client(batcher, seen) for _ in range(8)))
         return seen
 
     assert not simulate(story).refused_s
@@ -620,26 +620,26 @@ def test_eight_clients_with_lists_that_wait_for_their_answers_are_not_refused() 
 def test_a_long_list_is_not_refused_for_its_own_length() -> None:
     async def story() -> Seen:
         seen = Seen()
-        gatherer = ready(Replicas(0.02))  # 256 texts take 2.6 s
+        batcher = ready(Replicas(0.02))  # 256 texts take 2.6 s
         for size in (256, 1, 256):
-            await ask(gatherer, size, seen)
+            await ask(batcher, size, seen)
         return seen
 
     assert not simulate(story).refused_s
 
 
 def test_clients_with_long_lists_crowd_nobody_out() -> None:
-    async def client(gatherer: Gatherer, size: int, pause_s: float, seen: Seen) -> None:
+    async def client(batcher: Batcher, size: int, pause_s: float, seen: Seen) -> None:
         for _ in repeat(None, 50):
-            await ask(gatherer, size, seen)
+            await ask(batcher, size, seen)
             await asyncio.sleep(pause_s)
 
     async def story() -> Seen:
         long, short = Seen(), Seen()
-        gatherer = ready(Replicas(2 / CAPACITY))
+        batcher = ready(Replicas(2 / CAPACITY))
         await asyncio.gather(
-            *(client(gatherer, 256, 0.0, long) for _ in range(2)),
-            *(client(gatherer, 1, 0.1, short) for _ in range(8)),
+            *(client(batcher, 256, 0.0, long) for _ in range(2)),
+            *(client(batcher, 1, 0.1, short) for _ in range(8)),
         )
         return short
 
@@ -673,8 +673,8 @@ def test_free_slots_show_what_a_tier_can_do_at_least() -> None:
 
 async def test_beside_a_call_that_is_out_only_what_is_worth_a_hop_leaves() -> None:
     tier = FakeTier()
-    gatherer = make(tier, max_in_flight=3, max_batch=8, worth_a_call=2)
-    tasks = [asyncio.create_task(gatherer([text])) for text in "abcdef"]
+    batcher = make(tier, max_in_flight=3, max_batch=8, worth_a_call=2)
+    tasks = [asyncio.create_task(batcher([text])) for text in "abcdef"]
     await settle()
     assert tier.lists == [["a"], ["b", "c"]], "two calls are out, and four are not waiting"
     tier.open.set()
@@ -689,14 +689,14 @@ async def test_what_waits_to_be_worth_a_call_is_no_sign_of_a_slow_tier() -> None
         await asyncio.sleep(0.02)  # for one as for many
         return [said(text) for text in texts]
 
-    gatherer = make(tier, max_in_flight=4, max_batch=64, max_queued=2048, worth_a_call=16)
+    batcher = make(tier, max_in_flight=4, max_batch=64, max_queued=2048, worth_a_call=16)
 
     async def ask(first_s: float) -> None:
         await asyncio.sleep(first_s)
         for _ in range(20):
-            await gatherer(["a"])
+            await batcher(["a"])
             await asyncio.sleep(0.01)
 
     await asyncio.gather(ask(0.0), ask(0.01))
-    answers = await asyncio.gather(*(gatherer(["a"] * 100) for _ in range(4)))
+    answers = await asyncio.gather(*(batcher(["a"] * 100) for _ in range(4)))
     assert [len(one) for one in answers] == [100] * 4

@@ -12,7 +12,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID
 
 from serve_app.tiers.least_outstanding import LeastOutstanding
 from serve_app.tiers.local_socket import ADDRESS
-from serve_app.tiers.socket_client import lines_of
+from serve_app.tiers.socket_client import pool_of
 
 TIER = DeploymentID("edge", "release-r-1")
 HERE = "this node"
@@ -111,17 +111,17 @@ def test_a_refused_call_is_not_counted_as_one_that_runs() -> None:
 
 def test_where_all_replicas_are_on_this_host_calls_go_over_their_lines() -> None:
     async def story(router: LeastOutstanding) -> None:
-        lines, told = lines_of("release-r-1/edge"), {ADDRESS: "one"}
+        connections, told = pool_of("release-r-1/edge"), {ADDRESS: "one"}
         router.update_replicas([Replica(ONE, replica_metadata=told)])  # type: ignore[list-item]
-        assert lines._wanted == {"one"}
+        assert connections._wanted == {"one"}
         near, far = Replica(ONE, replica_metadata=told), Replica(OTHER, node_id="another")
         router.update_replicas([near, far])  # type: ignore[list-item]
-        assert lines._wanted == frozenset(), "the far one would be asked by nobody"
+        assert connections._wanted == frozenset(), "the far one would be asked by nobody"
         router.update_replicas([near, Replica(OTHER)])  # type: ignore[list-item]
-        assert lines._wanted == frozenset(), "one of an older version has none"
+        assert connections._wanted == frozenset(), "one of an older version has none"
         router.update_replicas([near])  # type: ignore[list-item]
-        assert lines._wanted == {"one"}
+        assert connections._wanted == {"one"}
         router.update_replicas([])
-        assert lines._wanted == frozenset()
+        assert connections._wanted == frozenset()
 
     run(story)

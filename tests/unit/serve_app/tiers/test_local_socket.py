@@ -1,4 +1,4 @@
-"""Lines over real sockets: what comes of calls, of a replica that goes, of a stranger."""
+"""ConnectionPool over real sockets: what comes of calls, of a replica that goes, of a stranger."""
 
 import asyncio
 import logging
@@ -18,11 +18,11 @@ import uvloop
 
 from cluster.errors import BundleError, ServiceError
 from serve_app.contracts import Prediction, packed
-from serve_app.tiers import local_socket as line_module
+from serve_app.tiers import socket_client
 from serve_app.tiers.autoscaling import Load
-from serve_app.tiers.local_socket import ForeignPeerError
-from serve_app.tiers.socket_client import Lines
-from serve_app.tiers.socket_server import Answer, LineServer
+from serve_app.tiers.local_socket import ForeignPeerError, framed
+from serve_app.tiers.socket_client import ConnectionPool
+from serve_app.tiers.socket_server import Handler, SocketServer
 
 SHA = "0" * 64
 BUDGET_S = 5.0
@@ -37,23 +37,23 @@ def echo(texts: list[str], sha256: str, deadline_s: float) -> Sequence[Predictio
 
 
 @contextmanager
-def served(answer: Answer, load: Load | None = None) -> Iterator[LineServer]:
-    server = LineServer(answer, load or Load())
+def served(answer: Handler, load: Load | None = None) -> Iterator[SocketServer]:
+    server = SocketServer(answer, load or Load())
     try:
         yield server
     finally:
         server.close(1.0)
 
 
-def run(story: Callable[[Lines], Awaitable[None]], *servers: LineServer) -> None:
+def run(story: Callable[[ConnectionPool], Awaitable[None]], *servers: SocketServer) -> None:
     async def told() -> None:
-        lines = Lines()
-        lines.follow(frozenset(server.address for server in servers))
-        await settled(lines)
+        connections = ConnectionPool()
+        connections.follow(frozenset(server.address for server in servers))
+        await settled(connections)
         async with asyncio.timeout(20):
-            await story(lines)
-        lines.follow(frozenset())
-        lines.shortest()
+            await story(connections)
+        connections.follow(frozenset())
+        connections.shortest()
         await asyncio.sleep(0)
 
     # The loop of a router; test_tiers.py uses asyncio's own.
@@ -61,26 +61,28 @@ def run(story: Callable[[Lines], Awaitable[None]], *servers: LineServer) -> None
         runner.run(told())
 
 
-async def settled(lines: Lines) -> None:
+async def settled(connections: ConnectionPool) -> None:
     """Until what was asked for last is connected, or was tried."""
-    lines.shortest()
+    connections.shortest()
     await asyncio.sleep(0)
-    while lines._opening:
+    while connections._opening:
         await asyncio.sleep(0.001)
 
 
-async def ask(lines: Lines, *texts: str, budget_s: float = BUDGET_S) -> list[Prediction | None]:
-    line = lines.shortest()
-    assert line is not None
-    return list(await line.ask(list(texts), SHA, budget_s))
+async def ask(
+    connections: ConnectionPool, *texts: str, budget_s: float = BUDGET_S
+) -> list[Prediction | None]:
+    connection = connections.shortest()
+    assert connection is not None
+    return list(await connection.ask(list(texts), SHA, budget_s))
 
 
 def test_answers_come_in_order_and_to_the_list_that_asked() -> None:
-    async def story(lines: Lines) -> None:
+    async def story(connections: ConnectionPool) -> None:
         asked = [[f"{number}-{at}" for at in range(number % 5)] for number in range(60)]
-        seen = await asyncio.gather(*(ask(lines, *texts) for texts in asked))
+        seen = await asyncio.gather(*(ask(connections, *texts) for texts in asked))
         assert seen == [[said(text) for text in texts] for texts in asked]
-        assert await ask(lines, "a", "", "b") == [said("a"), None, said("b")]
+        assert await ask(connections, "a", "", "b") == [said("a"), None, said("b")]
 
     with served(echo) as one, served(echo) as other:
         run(story, one, other)
@@ -89,8 +91,8 @@ def test_answers_come_in_order_and_to_the_list_that_asked() -> None:
 def test_a_list_larger_than_any_buffer_arrives_whole() -> None:
     texts = [str(number) * 10_000 for number in range(10, 266)]
 
-    async def story(lines: Lines) -> None:
-        assert await ask(lines, *texts) == [said(text) for text in texts]
+    async def story(connections: ConnectionPool) -> None:
+        assert await ask(connections, *texts) == [said(text) for text in texts]
 
     with served(echo) as server:
         run(story, server)
@@ -103,8 +105,8 @@ def test_what_is_told_along_is_the_bundle_and_an_end_on_this_hosts_clock() -> No
         seen.append((sha256, deadline_s - time.monotonic()))
         return [said("a")]
 
-    async def story(lines: Lines) -> None:
-        await ask(lines, "a", budget_s=3.0)
+    async def story(connections: ConnectionPool) -> None:
+        await ask(connections, "a", budget_s=3.0)
 
     with served(note) as server:
         run(story, server)
@@ -120,10 +122,10 @@ def test_what_the_tier_raises_comes_back_and_the_line_goes_on(error: Exception) 
             raise error
         return [said(text) for text in texts]
 
-    async def story(lines: Lines) -> None:
+    async def story(connections: ConnectionPool) -> None:
         with pytest.raises(type(error), match=str(error)):
-            await ask(lines, "bad")
-        assert await ask(lines, "good") == [said("good")]
+            await ask(connections, "bad")
+        assert await ask(connections, "good") == [said("good")]
 
     with served(fail) as server:
         run(story, server)
@@ -146,9 +148,9 @@ def test_an_error_that_no_pickle_carries_is_told_by_its_name(error: Exception) -
     def fail(texts: list[str], sha256: str, deadline_s: float) -> list[Prediction | None]:
         raise error
 
-    async def story(lines: Lines) -> None:
+    async def story(connections: ConnectionPool) -> None:
         with pytest.raises(ServiceError, match=type(error).__name__) as raised:
-            await ask(lines, "a")
+            await ask(connections, "a")
         assert "4111" not in str(raised.value)
 
     with served(fail) as server:
@@ -158,7 +160,7 @@ def test_an_error_that_no_pickle_carries_is_told_by_its_name(error: Exception) -
 def test_calls_go_to_the_line_with_the_fewest_lists_out() -> None:
     go, asked = threading.Event(), {"one": 0, "other": 0}
 
-    def slow(name: str) -> Answer:
+    def slow(name: str) -> Handler:
         def answer(texts: list[str], sha256: str, deadline_s: float) -> list[Prediction | None]:
             asked[name] += 1
             go.wait(10)
@@ -166,10 +168,10 @@ def test_calls_go_to_the_line_with_the_fewest_lists_out() -> None:
 
         return answer
 
-    async def story(lines: Lines) -> None:
-        calls = [asyncio.ensure_future(ask(lines, "a")) for _ in range(4)]
+    async def story(connections: ConnectionPool) -> None:
+        calls = [asyncio.ensure_future(ask(connections, "a")) for _ in range(4)]
         await asyncio.sleep(0)
-        assert sorted(line.out for line in lines._lines.values()) == [2, 2]
+        assert sorted(connection.out for connection in connections._connections.values()) == [2, 2]
         go.set()
         await asyncio.gather(*calls)
         assert asked == {"one": 2, "other": 2}
@@ -187,16 +189,16 @@ def test_a_caller_that_gives_up_hears_no_other_lists_answer_and_its_list_still_c
             go.wait(10)
         return [said(text) for text in texts]
 
-    async def story(lines: Lines) -> None:
-        hung = lines.shortest()
+    async def story(connections: ConnectionPool) -> None:
+        hung = connections.shortest()
         assert hung is not None
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await hung.ask(["slow"], SHA, BUDGET_S)
         assert hung.out == 1
         for _ in range(3):
-            assert lines.shortest() is not hung
-            assert await ask(lines, "next") == [said("next")]
+            assert connections.shortest() is not hung
+            assert await ask(connections, "next") == [said("next")]
         go.set()
         assert list(await hung.ask(["again"], SHA, BUDGET_S)) == [said("again")]
         assert hung.out == 0
@@ -212,16 +214,16 @@ def test_a_line_that_nobody_waits_for_is_closed_when_its_replica_goes() -> None:
         go.wait(10)
         return [None]
 
-    async def story(lines: Lines) -> None:
-        line = lines.shortest()
-        assert line is not None
+    async def story(connections: ConnectionPool) -> None:
+        connection = connections.shortest()
+        assert connection is not None
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await line.ask(["a"], SHA, BUDGET_S)
-        lines.follow(frozenset())
-        assert lines.shortest() is None
+                await connection.ask(["a"], SHA, BUDGET_S)
+        connections.follow(frozenset())
+        assert connections.shortest() is None
         with pytest.raises(ConnectionError):
-            await line.ask(["b"], SHA, BUDGET_S)
+            await connection.ask(["b"], SHA, BUDGET_S)
 
     with served(hang) as server:
         run(story, server)
@@ -230,27 +232,27 @@ def test_a_line_that_nobody_waits_for_is_closed_when_its_replica_goes() -> None:
 
 _REPLICA = """
 import os, sys, time
-from serve_app.tiers.local_socket import LineServer
+from serve_app.tiers.local_socket import SocketServer
 def answer(texts, sha256, deadline_s):
     if texts == ["die"]:
         os.kill(os.getpid(), 9)
     return [None for _ in texts]
-print(LineServer(answer, lambda change: None).address, flush=True)
+print(SocketServer(answer, lambda change: None).address, flush=True)
 time.sleep(60)
 """
 
 
 def test_a_killed_replica_is_a_connection_error_at_once_and_no_line_any_more() -> None:
-    async def story(lines: Lines) -> None:
-        lines.follow(frozenset({address}))
-        await settled(lines)
-        assert await ask(lines, "a") == [None]
+    async def story(connections: ConnectionPool) -> None:
+        connections.follow(frozenset({address}))
+        await settled(connections)
+        assert await ask(connections, "a") == [None]
         start = time.monotonic()
-        calls = [ask(lines, text) for text in ("die", "beside", "beside")]
+        calls = [ask(connections, text) for text in ("die", "beside", "beside")]
         seen = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(one) for one in seen] == [ConnectionResetError] * 3
         assert time.monotonic() - start < 2.0
-        assert lines.shortest() is None
+        assert connections.shortest() is None
 
     replica = subprocess.Popen([sys.executable, "-c", _REPLICA], stdout=subprocess.PIPE, text=True)
     try:
@@ -270,19 +272,19 @@ def test_a_replica_that_leaves_answers_what_it_has_and_is_asked_no_more() -> Non
         go.wait(10)
         return [said(text) for text in texts]
 
-    async def story(lines: Lines) -> None:
-        calls = [asyncio.ensure_future(ask(lines, text)) for text in ("first", "second")]
+    async def story(connections: ConnectionPool) -> None:
+        calls = [asyncio.ensure_future(ask(connections, text)) for text in ("first", "second")]
         await asyncio.to_thread(begun.wait, 10)
-        lines.follow(frozenset())
-        assert lines.shortest() is None
+        connections.follow(frozenset())
+        assert connections.shortest() is None
         closing = asyncio.create_task(asyncio.to_thread(server.close, 10.0))
         await asyncio.sleep(0.05)
         go.set()
         assert await asyncio.gather(*calls) == [[said("first")], [said("second")]]
         await closing
-        assert not server._lines, "a thread went on"
+        assert not server._connections, "a thread went on"
 
-    server = LineServer(slow, Load())
+    server = SocketServer(slow, Load())
     run(story, server)
 
 
@@ -295,25 +297,25 @@ def test_a_replica_that_cannot_be_reached_is_tried_again_but_not_at_every_call(
         tried.append(address)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(line_module, "_opened", refuse)
+    monkeypatch.setattr(socket_client, "_opened", refuse)
 
-    async def story(lines: Lines) -> None:
-        lines.follow(frozenset({"nobody"}))
+    async def story(connections: ConnectionPool) -> None:
+        connections.follow(frozenset({"nobody"}))
         for _ in range(100):
-            await settled(lines)
+            await settled(connections)
         assert tried == ["nobody"]
-        await asyncio.sleep(line_module._AGAIN_S)
-        await settled(lines)
+        await asyncio.sleep(socket_client._AGAIN_S)
+        await settled(connections)
         assert tried == ["nobody"] * 2
 
     run(story)
 
 
 def test_of_two_replicas_one_that_cannot_be_reached_keeps_nobody_from_the_other() -> None:
-    async def story(lines: Lines) -> None:
-        lines.follow(frozenset({server.address, "nobody"}))
-        await settled(lines)
-        assert await ask(lines, "a") == [said("a")]
+    async def story(connections: ConnectionPool) -> None:
+        connections.follow(frozenset({server.address, "nobody"}))
+        await settled(connections)
+        assert await ask(connections, "a") == [said("a")]
 
     with served(echo) as server:
         run(story)
@@ -327,7 +329,7 @@ def test_a_peer_of_another_user_is_refused_at_both_ends(
         mine, name = os.getuid(), server.address.partition(":")[0]
         monkeypatch.setattr("os.getuid", lambda: mine + 1)
         with pytest.raises(ForeignPeerError, match=f"user {mine}"):
-            line_module._opened(server.address)
+            socket_client._opened(server.address)
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(f"\0{name}")
             stranger.settimeout(10)
@@ -349,7 +351,7 @@ def test_who_does_not_know_the_secret_is_not_read(
     with served(note) as server, caplog.at_level(logging.WARNING):
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect("\0" + server.address.partition(":")[0])
-            stranger.sendall(shown.encode() + line_module._frame((1, ["a"], SHA, 1e9, 1)))
+            stranger.sendall(shown.encode() + framed((1, ["a"], SHA, 1e9, 1)))
             stranger.shutdown(socket.SHUT_WR)
             stranger.settimeout(10)
             with suppress(ConnectionResetError):
@@ -359,7 +361,7 @@ def test_who_does_not_know_the_secret_is_not_read(
 
 
 def test_a_moment_without_free_files_ends_no_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: the thread that takes lines in ended, and routers went on connecting."""
+    """Regression: the thread that takes connections in ended, and routers went on connecting."""
     fails = [OSError("too many open files")]
     accept = socket.socket.accept
 
@@ -370,8 +372,8 @@ def test_a_moment_without_free_files_ends_no_replica(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(socket.socket, "accept", failing)
 
-    async def story(lines: Lines) -> None:
-        assert await ask(lines, "a") == [said("a")]
+    async def story(connections: ConnectionPool) -> None:
+        assert await ask(connections, "a") == [said("a")]
 
     with served(echo) as server:
         run(story, server)
@@ -383,26 +385,26 @@ def test_a_replica_that_takes_in_no_lines_is_unwell() -> None:
     with served(echo) as server:
         server.check()
         server.close()
-        server._usher.join(10)
+        server._acceptor.join(10)
         with pytest.raises(ServiceError, match="must be replaced"):
             server.check()
 
 
 def test_half_a_frame_ends_its_line_and_no_other() -> None:
-    async def story(lines: Lines) -> None:
-        for torn in (b"\x01", line_module._frame((1, ["a"], SHA, 0.0, 1))[:-3]):
+    async def story(connections: ConnectionPool) -> None:
+        for torn in (b"\x01", framed((1, ["a"], SHA, 0.0, 1))[:-3]):
             with socket.socket(socket.AF_UNIX) as client:
                 name, _, secret = server.address.partition(":")
                 client.connect(f"\0{name}")
                 client.sendall(secret.encode() + torn)
-        assert await ask(lines, "a") == [said("a")]
+        assert await ask(connections, "a") == [said("a")]
 
     with served(echo) as server:
         run(story, server)
 
 
 def test_lists_that_wait_in_the_socket_are_part_of_the_load() -> None:
-    """The replica cannot see them; with one line and one thread it would never be scaled."""
+    """The replica cannot see them; with one connection and one thread it would never be scaled."""
     now_s, go = 0.0, threading.Semaphore(0)
     load, begun = Load(clock=lambda: now_s), threading.Semaphore(0)
 
@@ -411,9 +413,9 @@ def test_lists_that_wait_in_the_socket_are_part_of_the_load() -> None:
         go.acquire(timeout=10)
         return [None]
 
-    async def story(lines: Lines) -> None:
+    async def story(connections: ConnectionPool) -> None:
         nonlocal now_s
-        calls = [asyncio.ensure_future(ask(lines, "a")) for _ in range(3)]
+        calls = [asyncio.ensure_future(ask(connections, "a")) for _ in range(3)]
         await asyncio.to_thread(begun.acquire, timeout=10)
         load.mean()
         for _ in calls:  # each runs for a second, while what was sent before it is done

@@ -13,7 +13,7 @@ from serve_app.contracts import Prediction
 from serve_app.tiers.autoscaling import LISTS
 from serve_app.tiers.local_socket import ADDRESS
 from serve_app.tiers.replica import Tier
-from serve_app.tiers.socket_client import Lines
+from serve_app.tiers.socket_client import ConnectionPool
 from tests.support.toys import make_bundle, message
 
 
@@ -93,16 +93,16 @@ def test_over_its_line_it_says_what_it_says_through_serve(
     made, texts = tier(bundle, threads), [message(label) for label in bundle.manifest.labels] * 4
 
     async def story() -> None:
-        lines = Lines()
-        lines.follow(frozenset({(await made.record_replica_metadata())[ADDRESS]}))
-        while (line := lines.shortest()) is None:
+        connections = ConnectionPool()
+        connections.follow(frozenset({(await made.record_replica_metadata())[ADDRESS]}))
+        while (connection := connections.shortest()) is None:
             await asyncio.sleep(0.01)
         through_serve = await made.predict(texts, bundle.sha256, 5.0)
-        assert await line.ask(texts, bundle.sha256, 5.0) == through_serve
+        assert await connection.ask(texts, bundle.sha256, 5.0) == through_serve
         with pytest.raises(BundleError, match="Deploy the router again"):
-            await line.ask(texts, "0" * 64, 5.0)
+            await connection.ask(texts, "0" * 64, 5.0)
         with pytest.raises(TimeoutError, match="longer than its caller"):
-            await line.ask(texts, bundle.sha256, -1.0)
+            await connection.ask(texts, bundle.sha256, -1.0)
 
     asyncio.run(story())
 
@@ -110,7 +110,7 @@ def test_over_its_line_it_says_what_it_says_through_serve(
 def test_its_load_counts_what_came_either_way(
     bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Serve scales by it, and sees no call that came over a line."""
+    """Serve scales by it, and sees no call that came over a connection."""
     made, go = tier(bundle), threading.Event()
     monkeypatch.setattr(type(made._model), "predict", lambda self, texts: go.wait(10) and [None])
 
@@ -121,13 +121,13 @@ def test_its_load_counts_what_came_either_way(
 
     async def story() -> None:
         assert await load() == 0.0
-        lines = Lines()
-        lines.follow(frozenset({(await made.record_replica_metadata())[ADDRESS]}))
-        while (line := lines.shortest()) is None:
+        connections = ConnectionPool()
+        connections.follow(frozenset({(await made.record_replica_metadata())[ADDRESS]}))
+        while (connection := connections.shortest()) is None:
             await asyncio.sleep(0.01)
         calls = [
             asyncio.ensure_future(made.predict(["a"], bundle.sha256, 10.0)),
-            asyncio.ensure_future(line.ask(["a"], bundle.sha256, 10.0)),
+            asyncio.ensure_future(connection.ask(["a"], bundle.sha256, 10.0)),
         ]
         await asyncio.sleep(0.1)
         assert await load() == pytest.approx(2.0)

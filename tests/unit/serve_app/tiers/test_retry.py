@@ -1,4 +1,6 @@
-"""Hop: a lost replica is asked past, once or twice, in time; everything else is left alone."""
+"""RetryingCall: a lost replica is asked past, once or twice, in time; everything else is left
+alone.
+"""
 
 import asyncio
 import logging
@@ -15,8 +17,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from cluster.errors import BundleError, ModelOutputError, ServiceError
 from serve_app.contracts import Prediction, packed
 from serve_app.errors import OverloadedError
-from serve_app.tiers.batching import Gatherer
-from serve_app.tiers.retry import Hop
+from serve_app.tiers.batching import Batcher
+from serve_app.tiers.retry import RetryingCall
 
 pytestmark = pytest.mark.anyio
 
@@ -45,8 +47,8 @@ class FakeHandle:
         self.now_s += pause_s
 
 
-def hop(handle: FakeHandle, draw: Callable[[], float] = lambda: 0.5) -> Hop:
-    return Hop(handle, clock=lambda: handle.now_s, draw=draw, sleep=handle.sleep)
+def retrying(handle: FakeHandle, draw: Callable[[], float] = lambda: 0.5) -> RetryingCall:
+    return RetryingCall(handle, clock=lambda: handle.now_s, draw=draw, sleep=handle.sleep)
 
 
 def grpc_error(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
@@ -66,7 +68,7 @@ LOST = [
 @pytest.mark.parametrize("lost", LOST, ids=lambda error: type(error).__name__)
 async def test_a_lost_replica_is_asked_past(lost: BaseException) -> None:
     handle = FakeHandle(lost, lost)
-    assert await hop(handle)(["a", "b"], 5.0) == [SAID, SAID]
+    assert await retrying(handle)(["a", "b"], 5.0) == [SAID, SAID]
     assert len(handle.budgets_s) == 3
 
 
@@ -74,7 +76,7 @@ async def test_a_lost_replica_is_asked_past(lost: BaseException) -> None:
 async def test_two_retries_are_the_most(lost: BaseException) -> None:
     handle = FakeHandle(*[lost] * 9)
     with pytest.raises(ConnectionError, match="replica was lost"):
-        await hop(handle)(["a"], 5.0)
+        await retrying(handle)(["a"], 5.0)
     assert len(handle.budgets_s) == 3
 
 
@@ -92,7 +94,7 @@ async def test_two_retries_are_the_most(lost: BaseException) -> None:
 async def test_what_another_replica_would_say_too_is_not_asked_again(error: Exception) -> None:
     handle = FakeHandle(error)
     with pytest.raises(type(error)):
-        await hop(handle)(["a"], 5.0)
+        await retrying(handle)(["a"], 5.0)
     assert len(handle.budgets_s) == 1
 
 
@@ -101,34 +103,34 @@ async def test_an_error_of_the_tier_keeps_its_class_through_ray() -> None:
     wrapped = RayTaskError("predict", "traceback", cause, "", 1, "ip")  # type: ignore[no-untyped-call]
     handle = FakeHandle(wrapped.as_instanceof_cause())  # type: ignore[no-untyped-call]
     with pytest.raises(BundleError):
-        await hop(handle)(["a"], 5.0)
+        await retrying(handle)(["a"], 5.0)
     assert len(handle.budgets_s) == 1
 
 
 async def test_pauses_are_random_and_longer_each_time() -> None:
     handle = FakeHandle(*LOST[:2])
-    await hop(handle, draw=lambda: 1.0)(["a"], 5.0)
+    await retrying(handle, draw=lambda: 1.0)(["a"], 5.0)
     assert handle.pauses_s == [0.1, 0.2]
     handle = FakeHandle(*LOST[:2])
-    await hop(handle, draw=lambda: 0.0)(["a"], 5.0)
+    await retrying(handle, draw=lambda: 0.0)(["a"], 5.0)
     assert handle.pauses_s == [0.0, 0.0]
 
 
 async def test_the_budget_shrinks_and_nothing_is_asked_after_it() -> None:
     handle = FakeHandle(*[LOST[0]] * 9, takes_s=0.4)
     with pytest.raises(ConnectionError):
-        await hop(handle)(["a"], 1.0)
+        await retrying(handle)(["a"], 1.0)
     assert handle.budgets_s == pytest.approx([1.0, 0.55, 0.05])
     handle = FakeHandle(*[LOST[0]] * 9, takes_s=0.4)
     with pytest.raises(ConnectionError):
-        await hop(handle)(["a"], 0.44)
+        await retrying(handle)(["a"], 0.44)
     assert len(handle.budgets_s) == 1
 
 
 async def test_full_queues_are_an_overload() -> None:
     handle = FakeHandle(BackPressureError(8, 8, 503, 2.5))
     with pytest.raises(OverloadedError) as refused:
-        await hop(handle)(["a"], 5.0)
+        await retrying(handle)(["a"], 5.0)
     assert refused.value.retry_after_s == 2.5
     assert len(handle.budgets_s) == 1
 
@@ -142,32 +144,32 @@ async def test_when_our_own_side_cancels_nothing_is_asked_again() -> None:
         await asyncio.sleep(60)
         raise AssertionError
 
-    task = asyncio.create_task(Hop(hang)(["a"], 60.0))
+    task = asyncio.create_task(RetryingCall(hang)(["a"], 60.0))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await Hop(hang)(["a"], 60.0)
+            await RetryingCall(hang)(["a"], 60.0)
     assert calls == 2
 
 
 async def test_no_message_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     handle = FakeHandle(ConnectionError("of: my card is 4111"))
     with caplog.at_level(logging.DEBUG):
-        await hop(handle)(["my card is 4111"], 5.0)
+        await retrying(handle)(["my card is 4111"], 5.0)
     assert "replica was lost" in caplog.text
     assert "4111" not in caplog.text
 
 
 async def test_behind_a_gatherer_a_killed_replica_is_not_seen() -> None:
     handle = FakeHandle(*LOST[:2])
-    gatherer = Gatherer(hop(handle), max_in_flight=2, max_batch=8, max_queued=256, timeout_s=5.0)
-    assert await gatherer(["a", "b"]) == [SAID, SAID]
+    batcher = Batcher(retrying(handle), max_in_flight=2, max_batch=8, max_queued=256, timeout_s=5.0)
+    assert await batcher(["a", "b"]) == [SAID, SAID]
     handle = FakeHandle(*LOST)
-    gatherer = Gatherer(hop(handle), max_in_flight=2, max_batch=8, max_queued=256, timeout_s=5.0)
-    outcomes = await gatherer(["a", "b"])
+    batcher = Batcher(retrying(handle), max_in_flight=2, max_batch=8, max_queued=256, timeout_s=5.0)
+    outcomes = await batcher(["a", "b"])
     assert all(isinstance(outcome, ConnectionError) for outcome in outcomes)
     assert not any(isinstance(outcome, ServiceError) for outcome in outcomes)
 
@@ -189,5 +191,5 @@ async def test_what_a_tier_raises_crosses_the_hop_as_it_is(error: Exception, wra
     assert str(error) in str(came)
     handle = FakeHandle(came)
     with pytest.raises(type(error)):
-        await hop(handle)(["a"], 5.0)
+        await retrying(handle)(["a"], 5.0)
     assert len(handle.budgets_s) == 1, "asked again for nothing"

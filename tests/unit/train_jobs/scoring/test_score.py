@@ -18,19 +18,19 @@ from cluster.errors import ConfigError, DataError
 from cluster.files import read_json
 from cluster.releases import load_release
 from cluster.settings import Settings, load_settings
-from serve_app.cascade.offline import Pair
+from serve_app.cascade.offline import OfflineCascade
 from serve_app.contracts import Prediction
 from serve_app.scored import REFUSED, SUMMARY, part, rows
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message, traffic
 from train_jobs.scoring import chunks as chunking
 from train_jobs.scoring import text_files
-from train_jobs.scoring.chunks import FEWEST_ROWS, Chunk, Plan, Reader, Row, hashes, plan
+from train_jobs.scoring.chunks import FEWEST_ROWS, Chunk, InputRow, Plan, Reader, hashes, plan
 from train_jobs.scoring.columns import Columns
 from train_jobs.scoring.on_ray import here
 from train_jobs.scoring.score import ScoreConfig, run
+from train_jobs.scoring.scorer import ChunkScorer as _Scorer
 from train_jobs.scoring.scorer import Order, Scored
-from train_jobs.scoring.scorer import Scorer as _Scorer
 
 EASY, HARD = message("negative"), message("negative", hard=True)
 PINNED = message("negative", hard=True, extra="jo@example.com")
@@ -54,7 +54,7 @@ def write(path: Path, texts: Sequence[Any], **more: Sequence[Any]) -> Path:
     return path
 
 
-def read_all(made: Plan, columns: Columns, order: Sequence[int] | None = None) -> list[Row]:
+def read_all(made: Plan, columns: Columns, order: Sequence[int] | None = None) -> list[InputRow]:
     """The rows of all chunks, read in an order of chunks."""
     reader = Reader(made.root, columns)
     found = {
@@ -344,7 +344,7 @@ class Mute:
         return [None] * len(texts)
 
 
-def by_pair(pair: Pair) -> Any:
+def by_pair(pair: OfflineCascade) -> Any:
     """Scores in this process, by these models."""
 
     def execute(order: Order, chunks: Sequence[Chunk], cpus: int | None) -> Iterator[Scored]:
@@ -353,10 +353,10 @@ def by_pair(pair: Pair) -> Any:
     return execute
 
 
-def pair_of(settings: Settings, release: str, **models: Any) -> Pair:
-    made = Pair.of(load_release(settings, release))
+def pair_of(settings: Settings, release: str, **models: Any) -> OfflineCascade:
+    made = OfflineCascade.of(load_release(settings, release))
     parts = {"edge": made.edge, "cloud": made.cloud, **models}
-    return Pair(parts["edge"], parts["cloud"], made.policy, made.prices)
+    return OfflineCascade(parts["edge"], parts["cloud"], made.policy, made.prices)
 
 
 def test_what_is_pinned_is_never_shown_to_the_cloud_even_if_the_edge_is_dead(
@@ -365,7 +365,7 @@ def test_what_is_pinned_is_never_shown_to_the_cloud_even_if_the_edge_is_dead(
     settings, release = scored
     data = write(tmp_path / "in.jsonl", [HARD, PINNED])
     for edge in (None, Mute()):
-        spy = Spy(Pair.of(load_release(settings, release)).cloud)
+        spy = Spy(OfflineCascade.of(load_release(settings, release)).cloud)
         models = {"cloud": spy, **({"edge": edge} if edge else {})}
         config = config_of(release, data).model_copy(update={"out": tmp_path / f"out-{edge}"})
         summary = run(config, settings, execute=by_pair(pair_of(settings, release, **models)))

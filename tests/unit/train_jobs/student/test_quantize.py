@@ -27,7 +27,7 @@ from train_jobs.student import ngrams
 from train_jobs.student.domain import fit
 from train_jobs.student.quantize import (
     RECIPES,
-    Recipe,
+    QuantizeRecipe,
     in_blocks,
     quantize,
     quantize_tables,
@@ -199,7 +199,9 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
 
 
 @every_recipe
-def test_a_variant_is_smaller_and_says_almost_the_same(variants: Variants, recipe: Recipe) -> None:
+def test_a_variant_is_smaller_and_says_almost_the_same(
+    variants: Variants, recipe: QuantizeRecipe
+) -> None:
     graph = onnx.load(variants.file("fp32")).graph  # in which only the n-grams are small already
     small = sum(len(item.raw_data) for item in graph.initializer if "ngram" in item.name)
     size, whole = (variants.file(name).stat().st_size - small for name in (recipe.name, "fp32"))
@@ -213,7 +215,7 @@ def test_a_variant_is_smaller_and_says_almost_the_same(variants: Variants, recip
 @every_recipe
 @pytest.mark.parametrize(("output", "count"), [("distance", 5), ("ngram_margin", 13)])
 def test_the_other_outputs_are_left_as_they_are(
-    variants: Variants, recipe: Recipe, output: str, count: int
+    variants: Variants, recipe: QuantizeRecipe, output: str, count: int
 ) -> None:
     """A quantizer took a Gemm apart, renamed it, and quantized what it had been told to leave."""
 
@@ -232,7 +234,7 @@ def test_the_other_outputs_are_left_as_they_are(
 
 
 @every_recipe
-def test_a_variant_measures_almost_the_same(variants: Variants, recipe: Recipe) -> None:
+def test_a_variant_measures_almost_the_same(variants: Variants, recipe: QuantizeRecipe) -> None:
     if has_all(recipe.needs) and "4" not in recipe.name:  # at random, 4 bits change everything
         found = variants.open(recipe.name).answers(TEXTS)
         error = np.abs(found.distance - variants.distances).mean()
@@ -243,7 +245,9 @@ def test_a_variant_measures_almost_the_same(variants: Variants, recipe: Recipe) 
 
 
 @every_recipe
-def test_a_message_alone_in_its_run_minds_no_company(variants: Variants, recipe: Recipe) -> None:
+def test_a_message_alone_in_its_run_minds_no_company(
+    variants: Variants, recipe: QuantizeRecipe
+) -> None:
     scorer = variants.open(recipe.name)
     together = [column[::-1] for column in scorer.answers(TEXTS)]
     for text, *seen in zip(TEXTS[::-1], *together, strict=True):
@@ -253,7 +257,7 @@ def test_a_message_alone_in_its_run_minds_no_company(variants: Variants, recipe:
 
 @every_recipe
 def test_in_one_run_only_dynamic_scales_mind_the_company(
-    variants: Variants, recipe: Recipe
+    variants: Variants, recipe: QuantizeRecipe
 ) -> None:
     """Elsewhere a kernel's last bits differ, and seldom push a value to its neighbouring step."""
     scorer = variants.open(recipe.name)

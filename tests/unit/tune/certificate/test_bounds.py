@@ -11,7 +11,7 @@ from scipy import stats
 
 from serve_app.decide.cost import Prices
 from tune.certificate.bounds import (
-    Counts,
+    FailureCounts,
     agreement_lower_bound,
     agreement_p_value,
     allowed_failures,
@@ -347,10 +347,10 @@ def test_a_class_is_counted_among_the_rows_that_are_asked_for() -> None:
 def test_classes_are_tested_in_order_of_evidence_and_the_rest_is_bounded() -> None:
     found = per_class(
         {
-            "clean": Counts(0, 320),
-            "fair": Counts(8, 320),
-            "poor": Counts(30, 320),
-            "rare": Counts(0, 20),
+            "clean": FailureCounts(0, 320),
+            "fair": FailureCounts(8, 320),
+            "poor": FailureCounts(30, 320),
+            "rare": FailureCounts(0, 20),
         },
         risk=0.05,
         confidence=0.95,
@@ -365,12 +365,12 @@ def test_classes_are_tested_in_order_of_evidence_and_the_rest_is_bounded() -> No
 
 
 def test_one_class_is_tested_as_if_it_were_all() -> None:
-    (only,) = per_class({"a": Counts(8, 1500)}, 0.01, 0.95).classes
+    (only,) = per_class({"a": FailureCounts(8, 1500)}, 0.01, 0.95).classes
     assert only.certified == (allowed_failures(1500, 0.01, 0.95) >= 8)
 
 
 def test_classes_without_rows_are_too_few_and_no_class_is_no_error() -> None:
-    found = per_class({"a": Counts(0, 0), "b": Counts(0, 58)}, 0.05, 0.95)
+    found = per_class({"a": FailureCounts(0, 0), "b": FailureCounts(0, 58)}, 0.05, 0.95)
     assert (found.classes, found.too_few, found.rows_needed) == ((), ("a", "b"), 59)
     assert per_class({}, 0.05, 0.95).classes == ()
 
@@ -380,7 +380,7 @@ def test_classes_without_rows_are_too_few_and_no_class_is_no_error() -> None:
 def test_per_class_names_every_class_once_and_agrees_with_its_own_bounds(
     counted: list[tuple[int, int]], risk: float, confidence: float
 ) -> None:
-    given_counts = {str(i): Counts(*pair) for i, pair in enumerate(counted)}
+    given_counts = {str(i): FailureCounts(*pair) for i, pair in enumerate(counted)}
     found = per_class(given_counts, risk, confidence)
     named = [one.label for one in found.classes] + list(found.too_few)
     assert sorted(named) == sorted(given_counts)
@@ -412,7 +412,7 @@ def simulate_classes(
     broken, certified = 0, 0
     for row_failures, row_sizes in zip(failures.tolist(), sizes.tolist(), strict=True):
         pairs = zip(true_risks, row_failures, row_sizes, strict=True)
-        found = per_class({name: Counts(f, n) for name, f, n in pairs}, risk, 0.95)
+        found = per_class({name: FailureCounts(f, n) for name, f, n in pairs}, risk, 0.95)
         broken += any(
             true_risks[one.label] >= risk
             if one.certified
@@ -427,7 +427,7 @@ def test_testing_in_order_certifies_more_classes_than_testing_all_alike() -> Non
     failures = np.random.default_rng(9).binomial(500, 0.02, (100, 20)).tolist()
     ordered = alike = 0
     for drawn in failures:
-        found = per_class({str(i): Counts(f, 500) for i, f in enumerate(drawn)}, 0.05, 0.95)
+        found = per_class({str(i): FailureCounts(f, 500) for i, f in enumerate(drawn)}, 0.05, 0.95)
         ordered += sum(one.certified for one in found.classes)
         alike += sum(p_value(f, 500, 0.05) <= 0.05 / 20 for f in drawn)
     assert ordered / 2000 > 0.9 > 0.75 > alike / 2000

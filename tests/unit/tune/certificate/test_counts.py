@@ -13,7 +13,7 @@ from serve_app.decide.policy import RouterPolicy
 from serve_app.decide.scores import MaxProbability
 from tests.support.strategies import SHAPES
 from tests.support.tables import toy_table
-from tune.certificate.counts import Counter, Counts, counts
+from tune.certificate.counts import Counter, PolicyCounts, counts
 from tune.objective import Shape, evaluate, kept, trusts
 from tune.replay import Ints, Table
 
@@ -88,7 +88,7 @@ def test_a_held_out_column_takes_the_place_of_the_score() -> None:
 
 def test_another_number_of_rows_has_the_same_shares() -> None:
     kept, failures, losses, gains = (np.array([n]) for n in (50, 5, 3, 1))
-    one = Counts(kept, failures, losses, gains, rows=100, labelled=80)
+    one = PolicyCounts(kept, failures, losses, gains, rows=100, labelled=80)
     twice = one.scaled(200)
     assert (twice.kept[0], twice.failures[0], twice.losses[0], twice.gains[0]) == (100, 10, 6, 2)
     assert (twice.rows, twice.labelled) == (200, 160)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cluster.errors import ConfigError
 from serve_app.decide.cost import Prices
 from tune.certificate import bounds
-from tune.certificate.counts import Counts
+from tune.certificate.counts import PolicyCounts
 from tune.certificate.limits import KINDS, Limits, observed, of_kind, p_values, passes
 
 PRICES = Prices(edge_usd=0.001, cloud_usd=0.01)
@@ -20,7 +20,7 @@ unhurried = settings(deadline=None)
 
 
 @st.composite
-def counted(draw: Any) -> Counts:
+def counted(draw: Any) -> PolicyCounts:
     """Three policies on some rows, of which some are labelled."""
     rows = draw(st.integers(1, 400))
     labelled = draw(st.integers(1, rows))
@@ -34,9 +34,9 @@ def counted(draw: Any) -> Counts:
 def made(
     kept: list[int], failures: list[int], losses: list[int], gains: list[int],
     rows: int, labelled: int,
-) -> Counts:  # fmt: skip
+) -> PolicyCounts:  # fmt: skip
     a, b, c, d = (np.array(column) for column in (kept, failures, losses, gains))
-    return Counts(a, b, c, d, rows, labelled)
+    return PolicyCounts(a, b, c, d, rows, labelled)
 
 
 SHARES = st.floats(0.01, 0.9)
@@ -50,7 +50,7 @@ LIMITS = st.fixed_dictionaries(
 @given(counted(), LIMITS)
 @unhurried
 def test_several_limits_are_tested_by_the_largest_of_their_p_values(
-    seen: Counts, given_limits: dict[str, float]
+    seen: PolicyCounts, given_limits: dict[str, float]
 ) -> None:
     found = p_values(Limits(**given_limits), seen, PRICES, CONFIDENCE)
     alone = [
@@ -65,7 +65,7 @@ def test_several_limits_are_tested_by_the_largest_of_their_p_values(
 @given(counted(), SHARES, st.floats(0.0011, 0.02))
 @unhurried
 def test_each_limit_has_the_p_value_that_its_proof_is_about(
-    seen: Counts, limit: float, cost: float
+    seen: PolicyCounts, limit: float, cost: float
 ) -> None:
     for i in range(3):
         kept, failures = int(seen.kept[i]), int(seen.failures[i])
@@ -82,7 +82,9 @@ def test_each_limit_has_the_p_value_that_its_proof_is_about(
             assert of_kind(kind, at, seen, PRICES, CONFIDENCE)[i] == pytest.approx(expected[kind])
 
 
-def one(kept: int, failures: int, losses: int, gains: int, rows: int, labelled: int) -> Counts:
+def one(
+    kept: int, failures: int, losses: int, gains: int, rows: int, labelled: int
+) -> PolicyCounts:
     return made([kept], [failures], [losses], [gains], rows, labelled)
 
 
@@ -114,7 +116,7 @@ def test_the_fast_test_of_the_accuracy_lost_is_near_the_exact_one(rows: int, gai
     """Near enough to compare shapes by: it lets three losses more pass at most."""
     losses = np.arange(rows // 4)
     zeros = np.zeros_like(losses)
-    seen = Counts(zeros, zeros, losses, zeros + gains, rows, rows)
+    seen = PolicyCounts(zeros, zeros, losses, zeros + gains, rows, rows)
     fast = int(passes(Limits(accuracy_loss=0.02), seen, PRICES, CONFIDENCE, exact=False).sum()) - 1
     exact = bounds.allowed_losses(gains, rows, 0.02, CONFIDENCE)
     assert exact <= fast <= exact + 3

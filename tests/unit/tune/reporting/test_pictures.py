@@ -20,7 +20,7 @@ from tune.reporting import class_pictures, pictures
 from tune.reporting.class_pictures import MAX_CLASSES, draw_class_coverage, draw_class_routes
 from tune.reporting.metrics import oracle
 from tune.reporting.pictures import draw, draw_accuracy_cost, draw_risk_coverage
-from tune.reporting.report import Measured, PerTier, Report, build_report
+from tune.reporting.report import Measured, PerTier, ReleaseReport, build_report
 from tune.select import Selection, Wanted, select
 
 NOW = "2026-01-01T00:00:00+00:00"
@@ -36,7 +36,7 @@ def selected(**limits: float) -> Selection:
     return select(FRONT, {}, TUNE, CERTIFY, Wanted(limits=Limits(**limits), prices=PRICES), NOW)
 
 
-def report_of(selection: Selection) -> Report:
+def report_of(selection: Selection) -> ReleaseReport:
     measured = Measured(release="r", size_bytes=PerTier(edge=1, cloud=2), stages_s={})
     return build_report(
         tune=TUNE, test=TEST, selection=selection, prices=PRICES, measured=measured, created_at=NOW

@@ -26,7 +26,7 @@ from tune.reporting.report import (
     Latency,
     Measured,
     PerTier,
-    Report,
+    ReleaseReport,
     build_report,
     max_probability,
     order,
@@ -59,13 +59,13 @@ def selection(front: list[FrontPoint]) -> Selection:
 
 
 @pytest.fixture(scope="module")
-def report(selection: Selection) -> Report:
+def report(selection: Selection) -> ReleaseReport:
     return build_report(
         tune=TUNE, test=TEST, selection=selection, prices=PRICES, measured=MEASURED, created_at=NOW
     )
 
 
-def test_the_shape_that_others_read(report: Report) -> None:
+def test_the_shape_that_others_read(report: ReleaseReport) -> None:
     data = report.model_dump(mode="json")
     assert set(data["accuracy"]) == {"edge", "cloud", "cascade"}
     assert {"promises", "confidence", "rows", "reference", "assumes"} <= set(data["certificate"])
@@ -79,7 +79,7 @@ def test_the_shape_that_others_read(report: Report) -> None:
     assert set(data["baselines"]) == {policy.name for policy in BASELINES} | {"max_probability"}
 
 
-def test_figures_are_those_of_the_test_split(report: Report, selection: Selection) -> None:
+def test_figures_are_those_of_the_test_split(report: ReleaseReport, selection: Selection) -> None:
     outcome = evaluate(selection.policy, TEST, PRICES)
     assert report.accuracy.cascade == outcome.accuracy
     assert report.accuracy.edge == TEST.edge_right.mean()
@@ -91,7 +91,7 @@ def test_figures_are_those_of_the_test_split(report: Report, selection: Selectio
     assert report.baselines["always_cloud"].savings_vs_cloud_only < 0
 
 
-def test_every_interval_contains_its_figure(report: Report) -> None:
+def test_every_interval_contains_its_figure(report: ReleaseReport) -> None:
     for name in ("edge", "cloud", "cascade"):
         low, high = getattr(report.intervals.accuracy, name)
         assert 0 <= low < getattr(report.accuracy, name) < high <= 1
@@ -121,19 +121,19 @@ def test_reliability_bins() -> None:
     assert found.error == pytest.approx(0.5 * 0.39 + 0.5 * 0.05)
 
 
-def test_a_calibrated_edge_has_a_small_error(report: Report) -> None:
+def test_a_calibrated_edge_has_a_small_error(report: ReleaseReport) -> None:
     assert report.edge_calibration_error < 0.03
 
 
 def test_files_hold_the_figures_and_the_page_needs_nothing_else(
-    tmp_path: Path, report: Report, selection: Selection, front: list[FrontPoint]
+    tmp_path: Path, report: ReleaseReport, selection: Selection, front: list[FrontPoint]
 ) -> None:
     pictures = draw(
         tmp_path, tune=TUNE, certify=CERTIFY, test=TEST, front=front, selection=selection,
         prices=PRICES, report=report,
     )  # fmt: skip
     data, page = write(tmp_path, report, pictures)
-    assert Report.model_validate(json.loads(data.read_text())) == report
+    assert ReleaseReport.model_validate(json.loads(data.read_text())) == report
     html = page.read_text()
     for figure in (
         f"{100 * report.accuracy.edge:.1f}%",
@@ -157,7 +157,7 @@ def test_files_hold_the_figures_and_the_page_needs_nothing_else(
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_page_tells_every_part_of_the_rule(report: Report) -> None:
+def test_the_page_tells_every_part_of_the_rule(report: ReleaseReport) -> None:
     policy = RouterPolicy(
         name="strict",
         score=Logistic(weights={"log_odds": 2.5}, intercept=-0.5, classes={"<neutral>": 1.0}),
@@ -186,32 +186,34 @@ def test_the_page_tells_every_part_of_the_rule(report: Report) -> None:
     assert "Never escalated" not in render_html(report, {})
 
 
-def test_names_from_outside_are_escaped(report: Report) -> None:
+def test_names_from_outside_are_escaped(report: ReleaseReport) -> None:
     html = render_html(report, {})
     assert "&lt;finetune&gt;" in html
     assert "<finetune>" not in html
 
 
-def test_a_release_that_was_never_served_says_so(report: Report) -> None:
+def test_a_release_that_was_never_served_says_so(report: ReleaseReport) -> None:
     idle = report.model_copy(update={"latency_ms": Latency()})
     assert "not served yet" in render_html(idle, {})
     assert idle.model_dump(mode="json")["latency_ms"] == {"p50": None, "p95": None}
 
 
-def test_a_report_lacks_nothing_and_holds_nothing_unknown(report: Report) -> None:
+def test_a_report_lacks_nothing_and_holds_nothing_unknown(report: ReleaseReport) -> None:
     data = report.model_dump(mode="json")
     with pytest.raises(ValidationError, match="certificate"):
-        Report.model_validate({name: part for name, part in data.items() if name != "certificate"})
+        ReleaseReport.model_validate(
+            {name: part for name, part in data.items() if name != "certificate"}
+        )
     with pytest.raises(ValidationError, match="surprise"):
-        Report.model_validate({**data, "surprise": 1})
+        ReleaseReport.model_validate({**data, "surprise": 1})
 
 
 def test_warnings_stand_at_the_top_and_old_reports_have_none(
-    report: Report, capsys: pytest.CaptureFixture[str]
+    report: ReleaseReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = report.model_dump(mode="json")
     assert data.pop("warnings") == []
-    assert Report.model_validate(data) == report
+    assert ReleaseReport.model_validate(data) == report
     assert "a user accepted it" not in render_html(report, {})
     poor = report.model_copy(update={"warnings": ("It never finds '<b>'.", "Small.")})
     html = render_html(poor, {})
@@ -229,7 +231,7 @@ def test_the_warnings_of_the_bundles_become_the_reports(selection: Selection) ->
     assert made.warnings == ("Poor.",)
 
 
-def test_every_certified_number_says_what_it_assumes(report: Report) -> None:
+def test_every_certified_number_says_what_it_assumes(report: ReleaseReport) -> None:
     """Tiles, the sentence, both tables and the glossary: one place more than there are headings."""
     html = " ".join(render_html(report, {}).split())
     for before in (
@@ -241,7 +243,7 @@ def test_every_certified_number_says_what_it_assumes(report: Report) -> None:
         assert f"{before} messages exchangeable with the certified rows" in html
 
 
-def test_promises_of_every_kind_are_told(report: Report) -> None:
+def test_promises_of_every_kind_are_told(report: ReleaseReport) -> None:
     promise = report.certificate.promises["risk"]
     kinds = ("agreement", "accuracy_loss", "cloud_share", "cost_usd")
     promises = {kind: promise.model_copy(update={"limit": 0.04321}) for kind in kinds}
@@ -255,7 +257,7 @@ def test_promises_of_every_kind_are_told(report: Report) -> None:
 
 
 def test_agreement_and_accuracy_lost_are_those_of_the_kept_rows(
-    report: Report, selection: Selection
+    report: ReleaseReport, selection: Selection
 ) -> None:
     stays = kept(selection.policy, TEST)
     assert report.agreement == (~TEST.differs)[stays].mean()
@@ -264,14 +266,18 @@ def test_agreement_and_accuracy_lost_are_those_of_the_kept_rows(
     assert low < report.accuracy_loss < high
 
 
-def test_alternatives_are_judged_on_the_test_split(report: Report, selection: Selection) -> None:
+def test_alternatives_are_judged_on_the_test_split(
+    report: ReleaseReport, selection: Selection
+) -> None:
     assert report.alternatives
     for point, said in zip(report.alternatives, selection.alternatives, strict=True):
         policy = selection.sequence.shape.policy("other", said.threshold)
         assert point.figures.accuracy == evaluate(policy, TEST, PRICES).accuracy
 
 
-def test_scores_are_compared_at_the_certified_limits(report: Report, selection: Selection) -> None:
+def test_scores_are_compared_at_the_certified_limits(
+    report: ReleaseReport, selection: Selection
+) -> None:
     ours, random = report.scores["certified"], report.scores["random"]
     assert set(report.scores) == {"certified", "max_probability", "random"}
     assert ours.aurc.value < random.aurc.value
@@ -306,7 +312,7 @@ def test_no_gap_leaves_no_metric_of_the_gap() -> None:
     assert found.hindsight_coverage.value == 1.0
 
 
-def test_oracle_is_above_every_threshold(report: Report, selection: Selection) -> None:
+def test_oracle_is_above_every_threshold(report: ReleaseReport, selection: Selection) -> None:
     assert curve(Shape.of(selection.policy), TEST).accuracy.max() <= report.oracle.accuracy
     free = (TEST.cloud_right & ~TEST.edge_right & ~TEST.pinned).mean()
     assert report.oracle.cloud_share == pytest.approx(free)
@@ -328,7 +334,7 @@ def test_the_worst_disagreements_are_the_most_trusted(selection: Selection) -> N
         disagreements(selection.policy, TEST, TEXTS[:3])
 
 
-def test_messages_are_masked_cut_and_escaped(report: Report, selection: Selection) -> None:
+def test_messages_are_masked_cut_and_escaped(report: ReleaseReport, selection: Selection) -> None:
     found = disagreements(selection.policy, TEST, TEXTS)
     assert len(found) == 20
     assert all(len(one.text) == 160 for one in found)
@@ -346,7 +352,7 @@ def test_messages_with_personal_data_are_not_shown(selection: Selection) -> None
 
 
 def test_messages_stand_in_the_page_and_nowhere_else(
-    tmp_path: Path, report: Report, selection: Selection
+    tmp_path: Path, report: ReleaseReport, selection: Selection
 ) -> None:
     worst = disagreements(selection.policy, TEST, TEXTS)
     data, page = write(tmp_path, report, {}, worst)

@@ -15,12 +15,12 @@ from cluster.audit.records import AuditRecord
 from cluster.audit.write import AuditLog
 from cluster.releases import Release
 from cluster.settings import Settings
-from serve_app.cascade.work import Clerk, Work
+from serve_app.cascade.work import RecordBuilder, Work
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import policy_of
 
 
-class Ledger:
+class JobAudit:
     """Writes down what a release said of a file's rows.
 
     Args:
@@ -32,7 +32,9 @@ class Ledger:
         key = load_key(settings.home / "audit.key", settings.audit_key)
         uses_random = "random" in policy.score.uses
         hasher = TextHasher(key)
-        self._clerk = Clerk(policy.threshold, uses_random, hasher, time.time, offline=True)
+        self._record_builder = RecordBuilder(
+            policy.threshold, uses_random, hasher, time.time, offline=True
+        )
         self._log = AuditLog(settings.audit_dir, f"score-{os.getpid()}")
         self._release, self._out = release.id, out
         self._prices = Prices.model_validate(release.prices)
@@ -49,4 +51,4 @@ class Ledger:
         name = f"{self._out}\0{file}\0{row}".encode()
         answer_id = blake2b(name, digest_size=16).hexdigest()
         answered = work.answered(answer_id, self._release, self._prices, None)
-        return self._clerk.record(work, answered)
+        return self._record_builder.record(work, answered)
