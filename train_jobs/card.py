@@ -372,9 +372,6 @@ def _limits(facts: Facts) -> list[str]:
     return ["## Limits", "What it must not be trusted with:", "\n".join(f"- {p}" for p in points)]
 
 
-# ---- Markdown ------------------------------------------------------------------------------------
-
-
 def _code(value: object) -> str:
     """Any text as inline code: nothing in it is Markdown, HTML or a link, whatever it says."""
     text = " ".join(str(value).split())

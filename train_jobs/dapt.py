@@ -34,8 +34,9 @@ from cluster.settings import Settings
 from cluster.tracking import log_stage
 from serve_app.model.tokenizer import TextTokenizer
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.recipe import judged, token_rows
+from train_jobs.recipe import judged
 from train_jobs.training import probe
+from train_jobs.training.candidates import token_rows
 from train_jobs.training.checkpoints import HISTORY
 from train_jobs.training.encoders import (
     load_classifier,
@@ -45,17 +46,15 @@ from train_jobs.training.encoders import (
     save_tokenizer,
     vocabulary_logits,
 )
+from train_jobs.training.on_ray import Compute, Trained, fit_on_ray
 from train_jobs.training.trainer import (
     Batch,
-    Compute,
     Fit,
     Loss,
     TokenRows,
-    Trained,
     device,
     features_of,
     finish,
-    fit_on_ray,
     has_bf16,
     holdout,
     in_turn,

@@ -40,15 +40,13 @@ from train_jobs.training.encoders import (
     pool_mean,
     without_dropout,
 )
+from train_jobs.training.on_ray import Compute, Trained, fit_on_ray
 from train_jobs.training.trainer import (
     Batch,
-    Compute,
     Fit,
     Loss,
     TokenRows,
-    Trained,
     finish,
-    fit_on_ray,
     forward,
     placed,
     predict,

@@ -13,19 +13,11 @@ from torch import nn
 from cluster.progress import Report, silent
 from cluster.settings import Settings
 from train_jobs.data import Dataset, load_dataset
-from train_jobs.recipe import FinetuneConfig, Recipe, label_loss, made_ready, token_rows
+from train_jobs.recipe import Recipe
+from train_jobs.training.candidates import FinetuneConfig, label_loss, made_ready, token_rows
 from train_jobs.training.encoders import averaged, only_trained
-from train_jobs.training.trainer import (
-    Compute,
-    Trained,
-    finish,
-    fit_on_ray,
-    in_turn,
-    placed,
-    seed_everything,
-    set_threads,
-    train,
-)
+from train_jobs.training.on_ray import Compute, Trained, fit_on_ray
+from train_jobs.training.trainer import finish, in_turn, placed, seed_everything, set_threads, train
 
 
 def loop(config: dict[str, Any]) -> None:

@@ -30,9 +30,10 @@ from train_jobs.dapt import DaptConfig
 from train_jobs.data import DataConfig
 from train_jobs.distill import DistillConfig
 from train_jobs.gate import GateLimits, read_limits
-from train_jobs.recipe import FinetuneConfig
+from train_jobs.training.candidates import FinetuneConfig
 from train_jobs.training.encoders import check_base
-from train_jobs.training.trainer import Compute, Trained, holdout
+from train_jobs.training.on_ray import Compute, Trained
+from train_jobs.training.trainer import holdout
 
 _GOLDEN_ROWS: Final = 8
 RUN: Final = "run.json"

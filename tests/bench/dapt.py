@@ -28,9 +28,9 @@ from tests.bench.rows import Row, publish, row
 from train_jobs import dapt, distill, finetune, recipe
 from train_jobs.data import MANIFEST, DataConfig, Dataset, build, load_dataset
 from train_jobs.distill import DistillConfig, logits_of
-from train_jobs.recipe import FinetuneConfig
+from train_jobs.training.candidates import FinetuneConfig
 from train_jobs.training.encoders import load_classifier, max_tokens, resolve_base, save_tokenizer
-from train_jobs.training.trainer import Compute
+from train_jobs.training.on_ray import Compute
 
 ARMS: Final = ("with", "without")
 SHARES: Final = (0.05, 0.2, 1.0)

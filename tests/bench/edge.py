@@ -31,7 +31,7 @@ from tests.bench.rows import Row, publish, row
 from train_jobs.calibrate import fit_temperature
 from train_jobs.data import Dataset, build
 from train_jobs.pipeline import PipelineConfig, cloud_of, configure, edge_of
-from train_jobs.training.trainer import Compute
+from train_jobs.training.on_ray import Compute
 
 ROOT: Final = Path(__file__).parents[2]
 PADDED: Final = 256

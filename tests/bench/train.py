@@ -30,8 +30,8 @@ from cluster.settings import load_settings
 from serve_app.model.tokenizer import TextTokenizer
 from tests.bench.rows import publish, row
 from train_jobs.data import DataConfig, build
-from train_jobs.recipe import Candidate, label_loss, made_ready
 from train_jobs.samples.generator import write_csv
+from train_jobs.training.candidates import Candidate, label_loss, made_ready
 from train_jobs.training.checkpoints import NoBoard, Stage
 from train_jobs.training.encoders import resolve_base, save_tokenizer
 from train_jobs.training.trainer import Fit, TokenRows, has_bf16, seed_everything, train

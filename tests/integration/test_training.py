@@ -32,11 +32,11 @@ from train_jobs.compress import PARITY, Variant
 from train_jobs.data import Dataset, build, load_dataset
 from train_jobs.gate import GateLimits
 from train_jobs.pipeline import RUN, PipelineConfig, PipelineResult, configure, run
-from train_jobs.recipe import Candidate, FinetuneConfig
 from train_jobs.samples.generator import write_csv
 from train_jobs.student.quantize import RECIPES
+from train_jobs.training.candidates import Candidate, FinetuneConfig
 from train_jobs.training.checkpoints import HISTORY
-from train_jobs.training.trainer import Compute, Loop, Trained, fit_on_ray
+from train_jobs.training.on_ray import Compute, Loop, Trained, fit_on_ray
 
 # Five Ray stages stand behind the first test.
 pytestmark = pytest.mark.timeout(600)

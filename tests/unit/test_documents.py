@@ -256,17 +256,16 @@ def _tree() -> dict[str, str]:
 
 
 def test_the_tree_is_the_tree() -> None:
-    """Each folder's line speaks for its `__init__.py`, which holds a docstring only."""
+    """Of packages: what a file is for stands at its own top."""
     there = {
-        path.relative_to(ROOT).as_posix()
+        f"{path.parent.relative_to(ROOT).as_posix()}/"
         for folder in FOLDERS
-        for path in (ROOT / folder).rglob("*.py")
-        if path.name != "__init__.py"
+        for path in (ROOT / folder).rglob("__init__.py")
     }
-    assert {path for path in _tree() if path.endswith(".py")} == there
+    assert {path for path in _tree() if path.split("/")[0] in FOLDERS} == there
 
 
-def test_every_line_of_the_tree_names_a_file_and_says_what_it_is_for() -> None:
+def test_every_line_of_the_tree_names_a_folder_and_says_what_it_is_for() -> None:
     for path, comment in _tree().items():
         assert (ROOT / path).exists(), f"the tree has {path}, which is not there"
         assert comment, f"the tree says nothing of {path}"

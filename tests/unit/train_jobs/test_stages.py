@@ -18,10 +18,12 @@ from tests.support.toys import LABELS, make_bundle, message
 from train_jobs.compress import CompressConfig, Variant, choose, measure, timed
 from train_jobs.distill import evenly_spaced
 from train_jobs.pipeline import configure, parse
-from train_jobs.recipe import FinetuneConfig, Tried, best_of, budget_s, judged
+from train_jobs.recipe import budget_s, judged
 from train_jobs.student.quantize import RECIPES
+from train_jobs.training.candidates import FinetuneConfig, Tried, best_of
 from train_jobs.training.encoders import MINILM, check_base, layer_count, max_tokens, resolve_base
-from train_jobs.training.trainer import Fit, batches, cpus_per_worker, holdout, in_turn, parts
+from train_jobs.training.on_ray import cpus_per_worker
+from train_jobs.training.trainer import Fit, batches, holdout, in_turn, parts
 
 
 def variant(name: str, **over: Any) -> Variant:

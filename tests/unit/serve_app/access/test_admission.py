@@ -32,7 +32,7 @@ NONE: dict[str, Any] = {"texts": []}
 QUICK = AbuseRule(allowed_share=0.0, leak_per_s=0.001, slow_at=3, block_at=6)
 
 
-class Door:
+class Rig:
     """An application with keys, and a clock and a sleep of its own."""
 
     def __init__(
@@ -74,21 +74,21 @@ class Door:
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Door:
-    return Door(tmp_path / "keys.json")
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path / "keys.json")
 
 
-def ids(door: Door) -> list[ApiKey]:
-    return door.store.list()
+def ids(rig: Rig) -> list[ApiKey]:
+    return rig.store.list()
 
 
 # ---- who -----------------------------------------------------------------------------------------
 
 
-async def test_a_key_opens_by_either_header_and_is_the_caller(door: Door) -> None:
-    headers = door.key()
+async def test_a_key_opens_by_either_header_and_is_the_caller(rig: Rig) -> None:
+    headers = rig.key()
     token = headers["Authorization"].split()[1]
-    async with door.http() as http:
+    async with rig.http() as http:
         for shown in (
             headers,
             {"authorization": f"bearer {token}"},
@@ -96,7 +96,7 @@ async def test_a_key_opens_by_either_header_and_is_the_caller(door: Door) -> Non
             {"X-API-Key": token, "Authorization": "Bearer of-the-gateway"},
         ):
             assert (await http.post("/v1/classify", json=ONE, headers=shown)).status_code == 200
-    assert {caller.key for caller in door.service.callers} == {ids(door)[0].id}
+    assert {caller.key for caller in rig.service.callers} == {ids(rig)[0].id}
 
 
 @pytest.mark.parametrize(
@@ -124,63 +124,63 @@ async def test_a_key_opens_by_either_header_and_is_the_caller(door: Door) -> Non
     ],
 )
 async def test_without_a_right_key_there_is_nothing_to_see(
-    door: Door, method: str, path: str, headers: dict[str, Any]
+    rig: Rig, method: str, path: str, headers: dict[str, Any]
 ) -> None:
-    door.key(*Scope)
-    async with door.http() as http:
+    rig.key(*Scope)
+    async with rig.http() as http:
         response = await http.request(method, path, headers=headers)
     check_error(response, 401, "unauthorized")
     assert response.headers["www-authenticate"].startswith("Bearer")
-    assert door.service.callers == []
+    assert rig.service.callers == []
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json"])
-async def test_probes_and_the_schema_are_open(door: Door, path: str) -> None:
-    door.key()
+async def test_probes_and_the_schema_are_open(rig: Rig, path: str) -> None:
+    rig.key()
     assert path in OPEN_PATHS
-    async with door.http() as http:
+    async with rig.http() as http:
         assert (await http.get(path)).status_code == 200
 
 
-async def test_a_body_is_not_read_for_who_has_no_key(door: Door) -> None:
-    door.key()
+async def test_a_body_is_not_read_for_who_has_no_key(rig: Rig) -> None:
+    rig.key()
 
     async def never() -> AsyncIterator[Any]:
         raise AssertionError("the body was read")
         yield
 
-    sent = await drive(door.api(), never(), post_scope())
+    sent = await drive(rig.api(), never(), post_scope())
     assert sent[0]["status"] == 401
 
 
-async def test_an_expired_key_is_refused(door: Door) -> None:
-    end = datetime.fromtimestamp(door.now_s, now_utc().tzinfo) + timedelta(days=1)
-    headers = door.key(expires_at=end)
-    async with door.http() as http:
+async def test_an_expired_key_is_refused(rig: Rig) -> None:
+    end = datetime.fromtimestamp(rig.now_s, now_utc().tzinfo) + timedelta(days=1)
+    headers = rig.key(expires_at=end)
+    async with rig.http() as http:
         assert (await http.post("/v1/classify", json=ONE, headers=headers)).status_code == 200
-        door.now_s = end.timestamp()
+        rig.now_s = end.timestamp()
         response = await http.post("/v1/classify", json=ONE, headers=headers)
         check_error(response, 401, "unauthorized")
 
 
-async def test_a_revoked_key_is_refused_within_a_second_and_a_new_one_let_in(door: Door) -> None:
-    headers = door.key()
-    async with door.http() as http:
+async def test_a_revoked_key_is_refused_within_a_second_and_a_new_one_let_in(rig: Rig) -> None:
+    headers = rig.key()
+    async with rig.http() as http:
         assert (await http.post("/v1/classify", json=ONE, headers=headers)).status_code == 200
-        door.store.revoke(ids(door)[0].id)
-        new = door.key()
-        door.now_s += 1.0
+        rig.store.revoke(ids(rig)[0].id)
+        new = rig.key()
+        rig.now_s += 1.0
         assert (await http.post("/v1/classify", json=ONE, headers=headers)).status_code == 401
         assert (await http.post("/v1/classify", json=ONE, headers=new)).status_code == 200
 
 
-async def test_where_no_key_was_ever_set_everybody_is_anonymous(door: Door) -> None:
-    async with door.http() as http:
+async def test_where_no_key_was_ever_set_everybody_is_anonymous(rig: Rig) -> None:
+    async with rig.http() as http:
         response = await http.post("/v1/classify", json=ONE)
         assert (await http.get("/v1/stats")).status_code == 200
     assert response.status_code == 200
     assert "x-ratelimit-limit" not in response.headers
-    assert door.service.callers == [Caller("anonymous")]
+    assert rig.service.callers == [Caller("anonymous")]
 
 
 # ---- what ----------------------------------------------------------------------------------------
@@ -189,8 +189,8 @@ FED: dict[str, Any] = {"id": "0" * 32, "label": "no"}
 
 
 @pytest.mark.parametrize("scope", list(Scope))
-async def test_a_scope_opens_its_routes_and_no_other(door: Door, scope: Scope) -> None:
-    headers = door.key(scope)
+async def test_a_scope_opens_its_routes_and_no_other(rig: Rig, scope: Scope) -> None:
+    headers = rig.key(scope)
     bodies = {"/v1/classify": ONE, "/v1/feedback": FED}
     wants = {
         ("POST", "/v1/classify"): Scope.CLASSIFY,
@@ -200,7 +200,7 @@ async def test_a_scope_opens_its_routes_and_no_other(door: Door, scope: Scope) -
         ("GET", "/metrics"): Scope.ADMIN,
         ("GET", "/v1/release"): scope,  # any valid key
     }
-    async with door.http() as http:
+    async with rig.http() as http:
         for (method, path), wanted in wants.items():
             response = await http.request(method, path, json=bodies.get(path), headers=headers)
             if wanted is scope:
@@ -210,28 +210,28 @@ async def test_a_scope_opens_its_routes_and_no_other(door: Door, scope: Scope) -
                 assert wanted.value in response.text
 
 
-async def test_any_route_is_protected_by_one_dependency(door: Door) -> None:
+async def test_any_route_is_protected_by_one_dependency(rig: Rig) -> None:
     """What v2.py and jobs.py stand on."""
-    good, bad = door.key(Scope.CLASSIFY), door.key(Scope.FEEDBACK)
-    api = door.api()
+    good, bad = rig.key(Scope.CLASSIFY), rig.key(Scope.FEEDBACK)
+    api = rig.api()
 
     @api.post("/v9/infer")
     async def infer(
-        caller: Annotated[Caller, Depends(door.admission.needs(Scope.CLASSIFY))],
+        caller: Annotated[Caller, Depends(rig.admission.needs(Scope.CLASSIFY))],
     ) -> list[Any]:
         return [caller.key, caller.deadline_s]
 
     async with client(api) as http:
         response = await http.post("/v9/infer", headers={**good, "X-Deadline-Ms": "250"})
-        assert response.json() == [ids(door)[0].id, 0.25]
+        assert response.json() == [ids(rig)[0].id, 0.25]
         assert "x-ratelimit-remaining" in response.headers
         check_error(await http.post("/v9/infer", headers=bad), 403, "forbidden")
         check_error(await http.post("/v9/infer"), 401, "unauthorized")
 
 
-async def test_the_same_idempotency_key_of_two_callers_is_two_keys(door: Door) -> None:
-    first, second = door.key(), door.key()
-    async with door.http() as http:
+async def test_the_same_idempotency_key_of_two_callers_is_two_keys(rig: Rig) -> None:
+    first, second = rig.key(), rig.key()
+    async with rig.http() as http:
         made = [
             await http.post("/v1/classify", json=ONE, headers={**who, "Idempotency-Key": "k"})
             for who in (first, second, first)
@@ -245,9 +245,9 @@ async def test_the_same_idempotency_key_of_two_callers_is_two_keys(door: Door) -
 
 
 async def test_a_rate_is_told_with_every_answer_and_refused_beyond(tmp_path: Path) -> None:
-    door = Door(tmp_path / "keys.json", RateConfig(requests_per_min=3))
-    headers = door.key()
-    async with door.http() as http:
+    rig = Rig(tmp_path / "keys.json", RateConfig(requests_per_min=3))
+    headers = rig.key()
+    async with rig.http() as http:
         told = []
         for body in (ONE, NONE, ONE):
             response = await http.post("/v1/classify", json=body, headers=headers)
@@ -257,13 +257,13 @@ async def test_a_rate_is_told_with_every_answer_and_refused_beyond(tmp_path: Pat
     check_error(refused, 429, "rate_limited")
     assert refused.headers["x-ratelimit-limit"] == "3"
     assert 1 <= int(refused.headers["retry-after"]) <= 60
-    assert len(door.service.callers) == 2
+    assert len(rig.service.callers) == 2
 
 
 async def test_texts_are_limited_beside_requests(tmp_path: Path) -> None:
-    door = Door(tmp_path / "keys.json", RateConfig(texts_per_min=300))
-    headers = door.key()
-    async with door.http() as http:
+    rig = Rig(tmp_path / "keys.json", RateConfig(texts_per_min=300))
+    headers = rig.key()
+    async with rig.http() as http:
         many = {"texts": ["a"] * 200}
         assert (await http.post("/v1/classify", json=many, headers=headers)).status_code == 200
         refused = await http.post("/v1/classify", json=many, headers=headers)
@@ -273,9 +273,9 @@ async def test_texts_are_limited_beside_requests(tmp_path: Path) -> None:
         assert (await http.post("/v1/classify", json=ONE, headers=headers)).status_code == 200
 
 
-async def test_a_key_with_a_rate_of_its_own(door: Door) -> None:
-    own = door.key(rate=RateConfig(requests_per_min=1))
-    async with door.http() as http:
+async def test_a_key_with_a_rate_of_its_own(rig: Rig) -> None:
+    own = rig.key(rate=RateConfig(requests_per_min=1))
+    async with rig.http() as http:
         codes = [
             (await http.post("/v1/classify", json=ONE, headers=own)).status_code for _ in range(2)
         ]
@@ -286,65 +286,65 @@ async def test_a_key_with_a_rate_of_its_own(door: Door) -> None:
 
 
 async def test_what_is_no_request_slows_a_key_then_blocks_it_for_a_while(tmp_path: Path) -> None:
-    door = Door(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK, slow_ms=700, block_s=60))
-    headers, other = door.key(), door.key()
-    async with door.http() as http:
+    rig = Rig(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK, slow_ms=700, block_s=60))
+    headers, other = rig.key(), rig.key()
+    async with rig.http() as http:
         for _ in range(6):
             await http.post("/v1/classify", json={"texts": SECRET}, headers=headers)
-        assert door.slept == [0.7] * 3
+        assert rig.slept == [0.7] * 3
         refused = await http.post("/v1/classify", json=ONE, headers=headers)
         check_error(refused, 429, "blocked")
         assert int(refused.headers["retry-after"]) in (60, 61)
         assert (await http.post("/v1/classify", json=ONE, headers=other)).status_code == 200
         assert (await http.get("/healthz", headers=headers)).status_code == 200
-        door.now_s += 60.0
+        rig.now_s += 60.0
         assert (await http.post("/v1/classify", json=ONE, headers=headers)).status_code == 200
-    actions = [event.action for event in door.events]
+    actions = [event.action for event in rig.events]
     assert actions == [AbuseAction.SLOWED, AbuseAction.BLOCKED]
-    assert {event.key for event in door.events} == {ids(door)[0].id}
+    assert {event.key for event in rig.events} == {ids(rig)[0].id}
 
 
 async def test_answers_without_certainty_are_garbage(tmp_path: Path) -> None:
-    door = Door(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK))
-    headers = door.key()
-    async with door.http() as http:
+    rig = Rig(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK))
+    headers = rig.key()
+    async with rig.http() as http:
         await http.post("/v1/classify", json={"texts": ["a"] * 50}, headers=headers)
-        assert door.events == []
-        door.service.confidence = 0.05
+        assert rig.events == []
+        rig.service.confidence = 0.05
         await http.post("/v1/classify", json={"texts": ["a"] * 5}, headers=headers)
-    assert [event.action for event in door.events] == [AbuseAction.SLOWED]
+    assert [event.action for event in rig.events] == [AbuseAction.SLOWED]
 
 
 async def test_refusals_by_the_rate_are_a_flood_and_overload_is_not(tmp_path: Path) -> None:
-    door = Door(tmp_path / "keys.json", RateConfig(requests_per_min=1), AbuseConfig(flood=QUICK))
-    headers = door.key()
-    async with door.http() as http:
+    rig = Rig(tmp_path / "keys.json", RateConfig(requests_per_min=1), AbuseConfig(flood=QUICK))
+    headers = rig.key()
+    async with rig.http() as http:
         for _ in range(8):
             await http.post("/v1/classify", json=ONE, headers=headers)
-    assert [event.action for event in door.events] == [AbuseAction.SLOWED, AbuseAction.BLOCKED]
+    assert [event.action for event in rig.events] == [AbuseAction.SLOWED, AbuseAction.BLOCKED]
 
 
 async def test_a_key_that_is_not_watched_is_left_alone(tmp_path: Path) -> None:
-    door = Door(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK))
-    headers = door.key(watched=False)
-    async with door.http() as http:
+    rig = Rig(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK))
+    headers = rig.key(watched=False)
+    async with rig.http() as http:
         for _ in range(20):
             response = await http.post("/v1/classify", json={}, headers=headers)
             assert response.status_code == 422
-    assert door.events == []
+    assert rig.events == []
 
 
 async def test_slow_waiting_takes_no_place_among_the_requests_in_work(tmp_path: Path) -> None:
-    door = Door(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK))
-    headers, other = door.key(), door.key()
+    rig = Rig(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK))
+    headers, other = rig.key(), rig.key()
     waits = asyncio.Event()
 
     async def sleep(seconds: float) -> None:
         await waits.wait()
 
-    door.api()
-    door.admission._sleep = sleep
-    api = create_api(door.service, admission=door.admission, max_in_work=1)
+    rig.api()
+    rig.admission._sleep = sleep
+    api = create_api(rig.service, admission=rig.admission, max_in_work=1)
     async with client(api) as http:
         for _ in range(3):
             await http.post("/v1/classify", json={}, headers=headers)
@@ -356,17 +356,17 @@ async def test_slow_waiting_takes_no_place_among_the_requests_in_work(tmp_path: 
 
 
 async def test_no_token_is_in_any_log_line_or_repr(
-    door: Door, caplog: pytest.LogCaptureFixture
+    rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    headers = door.key()
+    headers = rig.key()
     token = headers["Authorization"].split()[1]
-    async with door.http() as http:
+    async with rig.http() as http:
         await http.post("/v1/classify", json={"texts": [SECRET]}, headers=headers)
         await http.post("/v1/feedback", json=FED, headers=headers)
-        door.service.fails = RuntimeError("broken")
+        rig.service.fails = RuntimeError("broken")
         await http.post("/v1/classify", json={"texts": [SECRET]}, headers=headers)
     ours = "\n".join(record.getMessage() for record in caplog.records if "serve_app" in record.name)
-    for shown in (ours, repr(door.service.callers), repr(ids(door)), repr(door.admission)):
+    for shown in (ours, repr(rig.service.callers), repr(ids(rig)), repr(rig.admission)):
         assert token not in shown
         assert SECRET not in shown
