@@ -16,14 +16,7 @@ from serve_app.access.keys import ApiKey, Keys, KeyStore, Scope, new_key, now_ut
 from serve_app.access.rate_limits import RateConfig, Rates
 from serve_app.contracts import AbuseAction, AbuseEvent, Caller
 from serve_app.http.routes import create_api
-from tests.unit.serve_app.http.test_routes import (
-    SECRET,
-    StubService,
-    check_error,
-    client,
-    drive,
-    post_scope,
-)
+from tests.support.http_service import SECRET, StubService, check_error, client, drive, post_scope
 
 pytestmark = pytest.mark.anyio
 

@@ -37,7 +37,7 @@ from serve_app.http.open_inference import add_v2
 from serve_app.http.routes import create_api
 from serve_app.request_limits import MAX_TEXTS
 from tests.support.http_server import serving
-from tests.unit.serve_app.http.test_routes import StubService
+from tests.support.http_service import StubService
 
 pytestmark = pytest.mark.anyio
 

@@ -29,7 +29,7 @@ from serve_app.http.open_inference import PLATFORM, Refusal, add_v2
 from serve_app.http.routes import create_api
 from serve_app.http.tensors import HEADER_BYTES, InferOut, read
 from tests.support.http_server import serving
-from tests.unit.serve_app.http.test_routes import SECRET, StubService
+from tests.support.http_service import SECRET, StubService
 
 pytestmark = pytest.mark.anyio
 

@@ -1,133 +1,22 @@
 """HTTP: what is taken, what is refused, and that every refusal has the one shape and no echo."""
 
-import asyncio
-import itertools
 import json
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 import schemathesis
-from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 
 from cluster.errors import AuditError, ServiceError
-from serve_app.contracts import Caller, Route, RouteReason
-from serve_app.decide.answered import Answered
-from serve_app.decide.explain import Explanation
-from serve_app.errors import EmptyTextsError, OverloadedError, UnansweredError
-from serve_app.guard.prepare import normalise
-from serve_app.http.body import BodyBudget
+from serve_app.contracts import Caller
+from serve_app.errors import OverloadedError, UnansweredError
 from serve_app.http.errors import ErrorOut
 from serve_app.http.models import ClassifyIn, ClassifyOut
 from serve_app.http.routes import create_api
+from tests.support.http_service import SECRET, StubService, ask, check_error, client
 
 pytestmark = pytest.mark.anyio
-
-SECRET = "xyzzy-what-a-customer-wrote"
-
-
-class StubService:
-    """An api.Service of two labels that answers at once, or fails as told."""
-
-    def __init__(self) -> None:
-        self.fails: Exception | None = None
-        self.gaps: list[str] = []
-        self.fed: list[tuple[str, str]] = []
-        self.callers: list[Caller] = []
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
-        self.confidence = 0.9
-        self._ids = itertools.count()
-
-    async def answer(
-        self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller
-    ) -> list[Answered]:
-        self.callers.append(caller)
-        await self.may_answer.wait()
-        if self.fails is not None:
-            raise self.fails
-        if empty := [index for index, text in enumerate(texts) if not normalise(text)]:
-            raise EmptyTextsError(empty)
-        return [self._answer(explain, route_only) for _ in texts]
-
-    def _answer(self, explain: bool, route_only: bool) -> Answered:
-        made = Explanation(
-            route=Route.EDGE,
-            reason=RouteReason.TRUSTED,
-            score="confidence",
-            score_kind="max_probability",
-            trust=0.9,
-            threshold=0.8,
-            min_confidence=0.0,
-            rules={RouteReason.TOO_LONG: False},
-            probabilities={"no": 0.1, "yes": 0.9},
-            costs_usd={Route.EDGE: 0.001, Route.CLOUD: 0.0146},
-        )
-        return Answered(
-            id=f"{next(self._ids):032x}",
-            label=None if route_only else "yes",
-            confidence=self.confidence,
-            route=Route.EDGE,
-            reason=RouteReason.TRUSTED,
-            cost_usd=0.001,
-            latency_ms=1.5,
-            release="r-1",
-            degraded=False,
-            explanation=made if explain else None,
-        )
-
-    def labels(self) -> Sequence[str]:
-        return ("no", "yes")
-
-    async def feedback(self, answer_id: str, label: str) -> None:
-        self.fed.append((answer_id, label))
-
-    async def missing(self) -> Sequence[str]:
-        return self.gaps
-
-    def release(self) -> Mapping[str, Any]:
-        return {"id": "r-1"}
-
-    async def stats(self) -> Mapping[str, Any]:
-        if self.fails is not None:
-            raise self.fails
-        return {"messages": 0}
-
-    async def report(self) -> Mapping[str, Any]:
-        return {"alerts": []}
-
-    async def metrics(self) -> bytes:
-        return b"firstline_messages_total 0.0\n"
-
-
-@asynccontextmanager
-async def client(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as made:
-        yield made
-
-
-@pytest.fixture
-def service() -> StubService:
-    return StubService()
-
-
-async def ask(service: StubService, method: str, path: str, **options: Any) -> httpx.Response:
-    async with client(create_api(service)) as http:
-        return await http.request(method, path, **options)
-
-
-def check_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error = ErrorOut.model_validate_json(response.content).error
-    assert error.code == code
-    assert error.message
-    assert SECRET not in response.text
-    return error.model_dump()
 
 
 async def test_an_answer_has_exactly_the_promised_fields(service: StubService) -> None:
@@ -241,30 +130,6 @@ async def test_empty_texts_are_named(service: StubService) -> None:
     response = await ask(service, "POST", "/v1/classify", json={"texts": ["a", " \t", "\u200b"]})
     error = check_error(response, 422, "empty_text")
     assert [detail["where"] for detail in error["details"]] == ["texts[1]", "texts[2]"]
-
-
-@pytest.mark.parametrize("declared", [True, False])
-async def test_a_body_is_bounded_before_it_is_parsed(service: StubService, declared: bool) -> None:
-    async def stream() -> AsyncIterator[bytes]:
-        for _ in range(4):
-            yield SECRET.encode() * 20
-
-    content = SECRET.encode() * 80 if declared else stream()
-    async with client(create_api(service, body_budget=BodyBudget(max_body_bytes=1000))) as http:
-        response = await http.post("/v1/classify", content=content)
-    check_error(response, 413, "too_large")
-
-
-async def test_many_large_bodies_together_are_refused_and_their_bytes_given_back(
-    service: StubService,
-) -> None:
-    async with client(create_api(service, body_budget=BodyBudget(max_held_bytes=1000))) as http:
-        for _ in range(3):
-            response = await http.post("/v1/classify", json={"texts": ["a" * 2000]})
-            check_error(response, 429, "overloaded")
-            assert response.headers["retry-after"] == "1"
-        assert (await http.post("/v1/classify", json={"texts": ["a" * 500]})).status_code == 200
-        assert (await http.post("/v1/classify", json={"texts": ["a" * 500]})).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -501,164 +366,6 @@ async def test_an_idempotency_key_that_is_none_is_refused(service: StubService, 
 
 
 # ---- too many, too slow, gone --------------------------------------------------------------------
-
-
-def post_scope(path: str = "/v1/classify", **headers: str) -> dict[str, Any]:
-    encoded = [(b"content-type", b"application/json")]
-    encoded += [
-        (name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()
-    ]
-    return {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
-        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-        "scheme": "http", "headers": encoded, "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80), "state": {},
-    }  # fmt: skip
-
-
-async def drive(api: FastAPI, parts: AsyncIterator[Any], scope: dict[str, Any]) -> list[Any]:
-    """Calls the application as a server does; what it sent."""
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return await anext(parts)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await api(scope, receive, send)
-    return sent
-
-
-def response_of(sent: list[Any]) -> httpx.Response:
-    content = b"".join(message.get("body", b"") for message in sent[1:])
-    return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=content)
-
-
-async def test_a_body_that_trickles_in_is_given_up(service: StubService) -> None:
-    async def trickle() -> AsyncIterator[Any]:
-        while True:
-            await asyncio.sleep(0.01)
-            yield {"type": "http.request", "body": b" ", "more_body": True}
-
-    body_budget = BodyBudget(timeout_s=0.1)
-    sent = await asyncio.wait_for(
-        drive(create_api(service, body_budget=body_budget), trickle(), post_scope()), timeout=5
-    )
-    response = response_of(sent)
-    check_error(response, 408, "too_slow")
-    assert response.headers["connection"] == "close"
-    assert body_budget.held_bytes == 0
-
-
-async def test_slow_bodies_take_no_place_among_the_requests_in_work(service: StubService) -> None:
-    """Else a few connections that send nothing would shut everybody out."""
-    api = create_api(service, max_in_work=1)
-
-    async def stalled() -> AsyncIterator[Any]:
-        await asyncio.sleep(3600)
-        yield
-
-    stuck = [asyncio.create_task(drive(api, stalled(), post_scope())) for _ in range(5)]
-    await asyncio.sleep(0)
-    async with client(api) as http:
-        assert (await classify(http, {"texts": ["a"]})).status_code == 200
-    for task in stuck:
-        task.cancel()
-    await asyncio.gather(*stuck, return_exceptions=True)
-
-
-async def test_a_client_that_hangs_up_in_its_body_is_answered_by_nobody(
-    service: StubService,
-) -> None:
-    async def half() -> AsyncIterator[Any]:
-        yield {"type": "http.request", "body": b'{"te', "more_body": True}
-        yield {"type": "http.disconnect"}
-
-    body_budget = BodyBudget()
-    for path in ("/v1/classify", "/v1/feedback"):
-        assert (
-            await drive(create_api(service, body_budget=body_budget), half(), post_scope(path))
-            == []
-        )
-    assert body_budget.held_bytes == 0
-    assert service.callers == []
-
-
-async def test_a_content_length_beyond_all_numbers_is_too_large(service: StubService) -> None:
-    """int() of 5,000 digits raises, which was a 500."""
-
-    async def nothing() -> AsyncIterator[Any]:
-        yield {"type": "http.request", "body": b"", "more_body": False}
-
-    sent = await drive(create_api(service), nothing(), post_scope(content_length="9" * 5000))
-    check_error(response_of(sent), 413, "too_large")
-
-
-async def test_over_the_bound_a_request_is_refused_at_once_and_probes_are_not(
-    service: StubService,
-) -> None:
-    service.may_answer.clear()
-    async with client(create_api(service, max_in_work=2)) as http:
-        first = [asyncio.create_task(classify(http, {"texts": ["a"]})) for _ in range(2)]
-        while len(service.callers) < 2:
-            await asyncio.sleep(0)
-        refused = await classify(http, {"texts": [SECRET]})
-        check_error(refused, 429, "overloaded")
-        assert refused.headers["retry-after"] == "1"
-        assert (await http.get("/healthz")).status_code == 200
-        assert (await http.get("/v1/stats")).status_code == 200
-        service.may_answer.set()
-        assert [one.status_code for one in await asyncio.gather(*first)] == [200, 200]
-        assert (await classify(http, {"texts": ["a"]})).status_code == 200
-    assert len(service.callers) == 3
-
-
-async def test_a_late_loop_refuses_beside_many_requests_and_not_beside_few(
-    service: StubService,
-) -> None:
-    service.may_answer.clear()
-    async with client(create_api(service)) as http:
-        asked = [asyncio.create_task(classify(http, {"texts": ["a"]})) for _ in range(64)]
-        while len(service.callers) < 63:
-            await asyncio.sleep(0)
-        time.sleep(0.2)
-        while len(service.callers) < 64:
-            await asyncio.sleep(0)
-        time.sleep(0.2)
-        check_error(await classify(http, {"texts": ["a"]}), 429, "overloaded")
-        await asyncio.sleep(0.1)
-        late = asyncio.create_task(classify(http, {"texts": ["a"]}))
-        while len(service.callers) < 65:
-            await asyncio.sleep(0)
-        service.may_answer.set()
-        answers = await asyncio.gather(*asked, late)
-    assert {one.status_code for one in answers} == {200}
-
-
-async def test_an_early_refusal_reads_nothing_of_the_body(service: StubService) -> None:
-    async def never() -> AsyncIterator[Any]:
-        raise AssertionError("the body was read")
-        yield
-
-    sent = await drive(create_api(service, max_in_work=0), never(), post_scope())
-    check_error(response_of(sent), 429, "overloaded")
-
-
-async def test_places_are_given_back_whatever_becomes_of_a_request(service: StubService) -> None:
-    async with client(create_api(service, max_in_work=1)) as http:
-        for fails in (OverloadedError("full"), RuntimeError(SECRET), UnansweredError([0])):
-            service.fails = fails
-            assert (await classify(http, {"texts": ["a"]})).status_code >= 429
-        service.fails = None
-        service.may_answer.clear()
-        gone = asyncio.create_task(classify(http, {"texts": ["a"]}))
-        while len(service.callers) < 4:
-            await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
-        service.may_answer.set()
-        assert (await classify(http, {"texts": ["a"]})).status_code == 200
 
 
 async def test_an_answer_that_is_no_json_number_is_a_500_not_a_lie(service: StubService) -> None:
