@@ -20,7 +20,7 @@ import numpy as np
 from cluster.bundles import ModelBundle, warnings_of
 from cluster.errors import CertifyError, ConfigError, DataError
 from cluster.files import read_json, write_json
-from cluster.progress import ReleaseReport as Progress
+from cluster.progress import Report as Progress
 from cluster.progress import silent
 from cluster.releases import REPORT, Release, create_release, identity_of
 from cluster.settings import Settings

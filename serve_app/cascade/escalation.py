@@ -8,14 +8,7 @@ always passes: degraded is better than none.
 
 from collections.abc import Sequence
 
-from serve_app.cascade.circuit_breaker import (
-    MINUTE_S,
-    CircuitBreaker,
-    Clock,
-    EscalationBudget,
-    RecentCount,
-    tally,
-)
+from serve_app.cascade.circuit_breaker import MINUTE_S, CircuitBreaker, Clock, RecentCount, tally
 from serve_app.contracts import Outcome, RouteReason
 
 
