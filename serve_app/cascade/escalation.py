@@ -12,42 +12,6 @@ from serve_app.cascade.circuit_breaker import MINUTE_S, CircuitBreaker, Clock, R
 from serve_app.contracts import Outcome, RouteReason
 
 
-class EscalationLimit:
-    """Either part may be missing, and then never shuts."""
-
-    def __init__(
-        self, breaker: CircuitBreaker | None = None, budget: EscalationBudget | None = None
-    ) -> None:
-        self.breaker = breaker
-        self.budget = budget
-
-    def admit(self, seen: int, must: int, wanted: int) -> tuple[int, RouteReason]:
-        """How many of the `wanted` may ask, and why the others may not.
-
-        Args:
-            seen: messages of the request, whatever their route: the budget is a share of them.
-            must: messages that ask in any case.
-        """
-        allowed = wanted
-        if self.budget is not None:
-            allowed = max(0, self.budget.take(seen, must + wanted) - must)
-        # Asked last, since a yes may be one of the breaker's few probes.
-        if allowed and self.breaker is not None and not self.breaker.allow():
-            if self.budget is not None:
-                self.budget.give_back(allowed)
-            return 0, RouteReason.CIRCUIT_OPEN
-        return allowed, RouteReason.CLOUD_CAPPED
-
-    def judge(self, outcomes: Sequence[Outcome]) -> None:
-        """Tells the breaker what came of a call."""
-        if self.breaker is None:
-            return
-        self.breaker.record(*tally(outcomes))
-
-
-UNLIMITED = EscalationLimit()
-
-
 def default_budget_share(cloud_share: float) -> float:
     """The share that a certified policy sends to the cloud -> the share it may send.
 
@@ -119,3 +83,39 @@ class EscalationBudget:
         size = self._floor_per_min + self._share * self._seen.total(now_s)
         self._tokens = min(size, self._tokens + flow)
         self._filled_s = now_s
+
+
+class EscalationLimit:
+    """Either part may be missing, and then never shuts."""
+
+    def __init__(
+        self, breaker: CircuitBreaker | None = None, budget: EscalationBudget | None = None
+    ) -> None:
+        self.breaker = breaker
+        self.budget = budget
+
+    def admit(self, seen: int, must: int, wanted: int) -> tuple[int, RouteReason]:
+        """How many of the `wanted` may ask, and why the others may not.
+
+        Args:
+            seen: messages of the request, whatever their route: the budget is a share of them.
+            must: messages that ask in any case.
+        """
+        allowed = wanted
+        if self.budget is not None:
+            allowed = max(0, self.budget.take(seen, must + wanted) - must)
+        # Asked last, since a yes may be one of the breaker's few probes.
+        if allowed and self.breaker is not None and not self.breaker.allow():
+            if self.budget is not None:
+                self.budget.give_back(allowed)
+            return 0, RouteReason.CIRCUIT_OPEN
+        return allowed, RouteReason.CLOUD_CAPPED
+
+    def judge(self, outcomes: Sequence[Outcome]) -> None:
+        """Tells the breaker what came of a call."""
+        if self.breaker is None:
+            return
+        self.breaker.record(*tally(outcomes))
+
+
+UNLIMITED = EscalationLimit()

@@ -1,6 +1,6 @@
-"""The router's replica: what stands behind the HTTP routes, and the wiring of one process.
+"""The router's replica: what stands behind the HTTP routes.
 
-    HTTP ─> serve_app/http/routes.py ─> Router ─> Traffic: which release ─> its Answerer ─> out
+    HTTP ─> routes ─> Router ─> Traffic: which release ─> its Answerer ─> out
                         └─> the shadows' Answerers, behind the answer's back
 
 Thin: every part is a plain class of its own. `reconfigure` swaps what is routed in one assignment;

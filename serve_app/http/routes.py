@@ -1,7 +1,7 @@
-"""HTTP: the routes and their models.
+"""HTTP: the routes of the native API.
 
     middleware.py (admission, body) ─┬─> Classify ─> service        POST /v1/classify, directly
-                               └─> FastAPI ─> service          all else
+                                     └─> FastAPI ─> service         all else
 
 Refusals have one shape (errors.py), and none repeats what the client sent.
 """
