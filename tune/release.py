@@ -34,9 +34,10 @@ from tune.certificate.limits import Limits
 from tune.certificate.recertify import USED, save_used
 from tune.learned.pool import Scorer
 from tune.replay import COLUMNS, Table, load_table, replay, save_table
+from tune.reporting.models import Latency, Measured, PerTier, ReleaseReport
 from tune.reporting.page import Disagreement, write
 from tune.reporting.pictures import draw
-from tune.reporting.report import Latency, Measured, PerTier, ReleaseReport, build_report
+from tune.reporting.report import build_report
 from tune.select import Selection, Wanted, check_classes, select
 from tune.sweep import search
 

@@ -1,6 +1,8 @@
 """The records of the decision log: one per answer, one per label that came later. Never the text.
 
-AuditRecord, FeedbackRecord <─> a line of strict JSON
+    AuditRecord, FeedbackRecord <─> a line of strict JSON
+
+A key that a later version adds is read over; a value of the wrong type makes the line no record.
 """
 
 import json

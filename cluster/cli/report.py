@@ -41,7 +41,7 @@ def report_of_release(settings: Settings, release_id: str | None) -> tuple[Any, 
     """The release asked for, or the champion, or the newest; and its report."""
     from cluster.registry import fetch_release
     from tune.release import report_of
-    from tune.reporting.report import Latency
+    from tune.reporting.models import Latency
 
     release = fetch_release(settings, release_id or which(settings))
     file = latency_file(settings, release.id)

@@ -1,9 +1,8 @@
 """Which release answers: weights -> one release per message, the same one for the same user.
 
     Routed (the router's `user_config`) ─> Traffic.assign(user, draw) ─> a release's id
-    Routed + Report ─> adapted() ─> Routed, its weights moved after the feedback
 
-Pure: the key, the draw and the random source are arguments.
+Pure: the key and the draw are arguments.
 
 A user is assigned by weighted rendezvous hashing (Thaler and Ravishankar, 1998; the weights as in
 Schindelhauer and Schomaker, 2005): every release draws an exponential time from a keyed hash of

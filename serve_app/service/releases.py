@@ -1,6 +1,8 @@
 """Which release answers: promote, canary, shadow, rollback, and weights that adapt.
 
-promote, canary, shadow, rollback ─> route ─> release apps beside ─> one update of the router
+    promote, canary, shadow, rollback ─> route ─> release apps beside ─> one update of the router
+
+One process at a time moves them, and what cannot come up leaves everything as it was.
 """
 
 import contextlib

@@ -13,9 +13,10 @@ from serve_app.decide.scores import MaxProbability
 from tests.support.tables import toy_table
 from tune.certificate.limits import Limits
 from tune.objective import FrontPoint, evaluate
+from tune.reporting.models import Latency, Measured, PerTier
 from tune.reporting.page import write
 from tune.reporting.pictures import draw
-from tune.reporting.report import Latency, Measured, PerTier, build_report
+from tune.reporting.report import build_report
 from tune.select import Wanted, select
 
 CHROMIUM = shutil.which("chromium")

@@ -20,7 +20,7 @@ from serve_app.decide.policy import RouterPolicy
 from serve_app.guard.prepare import prepare
 from tune.objective import kept, trusts
 from tune.replay import UNKNOWN, Table
-from tune.reporting.report import ReleaseReport
+from tune.reporting.models import ReleaseReport
 
 WORST: Final = 20
 _TEMPLATE: Final = "report.html"

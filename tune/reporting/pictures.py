@@ -22,7 +22,8 @@ from tune.replay import Table
 from tune.reporting.canvas import CERTIFIED_COLOUR, CLOUD, EDGE, QUIET, canvas, dress, save
 from tune.reporting.class_pictures import draw_class_coverage, draw_class_routes
 from tune.reporting.metrics import Interval, oracle, wilson
-from tune.reporting.report import CERTIFIED, MAX_PROBABILITY, ReleaseReport
+from tune.reporting.models import ReleaseReport
+from tune.reporting.report import CERTIFIED, MAX_PROBABILITY
 from tune.select import Selection
 
 _MARKERS: Final = {

@@ -19,8 +19,9 @@ from tune.replay import Floats, Table
 from tune.reporting import class_pictures, pictures
 from tune.reporting.class_pictures import MAX_CLASSES, draw_class_coverage, draw_class_routes
 from tune.reporting.metrics import oracle
+from tune.reporting.models import Measured, PerTier, ReleaseReport
 from tune.reporting.pictures import draw, draw_accuracy_cost, draw_risk_coverage
-from tune.reporting.report import Measured, PerTier, ReleaseReport, build_report
+from tune.reporting.report import build_report
 from tune.select import Selection, Wanted, select
 
 NOW = "2026-01-01T00:00:00+00:00"

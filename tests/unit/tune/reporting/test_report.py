@@ -20,19 +20,10 @@ from tune.certificate.limits import Limits
 from tune.objective import FrontPoint, Shape, curve, evaluate, kept, trusts
 from tune.replay import UNKNOWN
 from tune.reporting.metrics import hindsight_coverage
+from tune.reporting.models import Latency, Measured, PerTier, ReleaseReport
 from tune.reporting.page import disagreements, render_html, write
 from tune.reporting.pictures import draw
-from tune.reporting.report import (
-    Latency,
-    Measured,
-    PerTier,
-    ReleaseReport,
-    build_report,
-    max_probability,
-    order,
-    score_metrics,
-    wilson,
-)
+from tune.reporting.report import build_report, max_probability, order, score_metrics, wilson
 from tune.select import Selection, Wanted, select
 
 NOW = "2026-01-01T00:00:00+00:00"
