@@ -23,7 +23,7 @@ from serve_app.model.reliability import BINS
 from train_jobs.calibrate import Calibrated
 from train_jobs.compress import PARITY, Compressed, Variant
 from train_jobs.data import SPLITS, Dataset
-from train_jobs.student.vocabulary import Cost
+from train_jobs.student.vocabulary import TrimCost
 
 CARD: Final = "MODEL_CARD.md"
 _SHOWN_LABELS: Final = 20
@@ -66,7 +66,7 @@ class Facts:
     anywhere: Calibrated | None
     dataset: Dataset
     recipe: Mapping[str, Any]
-    vocabulary: Cost | None
+    vocabulary: TrimCost | None
     truth: Sequence[int]
     answers: Sequence[int]
     made_on: date
@@ -144,7 +144,7 @@ def write(
         anywhere=anywhere,
         dataset=dataset,
         recipe=recipe,
-        vocabulary=Cost(**trimmed) if trimmed else None,
+        vocabulary=TrimCost(**trimmed) if trimmed else None,
         truth=truth,
         answers=compressed.open().logits(texts).argmax(-1).tolist(),
         made_on=datetime.now(UTC).date(),
@@ -296,7 +296,7 @@ def _variant(variant: Variant, file: str | None) -> tuple[str, ...]:
     )
 
 
-def _trimmed(cost: Cost) -> list[str]:
+def _trimmed(cost: TrimCost) -> list[str]:
     rows = [
         ("tokens per message", f"{cost.tokens_per_message_before:.2f}",
          f"{cost.tokens_per_message_after:.2f}"),

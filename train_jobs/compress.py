@@ -38,7 +38,7 @@ from train_jobs.data import Dataset
 from train_jobs.student import domain, ngrams
 from train_jobs.student import graph as served
 from train_jobs.student.quantize import RECIPES, QuantizeRecipe, quantize
-from train_jobs.student.vocabulary import Cost
+from train_jobs.student.vocabulary import TrimCost
 from train_jobs.training.checkpoints import HISTORY
 from train_jobs.training.encoders import max_tokens, trained_classifier
 
@@ -88,7 +88,7 @@ class Variant(BaseModel):
         )
 
 
-class Choice(NamedTuple):
+class ArtifactChoice(NamedTuple):
     """`anywhere` is for CPUs that lack a flag which `best` needs; None if it needs none."""
 
     best: str
@@ -100,7 +100,7 @@ class Compressed:
     """The chosen variants with their tokenizer, ready to be calibrated."""
 
     path: Path
-    choice: Choice
+    choice: ArtifactChoice
     variants: tuple[Variant, ...]
     max_tokens: int
 
@@ -209,7 +209,7 @@ def measure(
     )
 
 
-def choose(variants: Sequence[Variant], config: CompressConfig) -> Choice:
+def choose(variants: Sequence[Variant], config: CompressConfig) -> ArtifactChoice:
     """The smallest variant that keeps what fp32 says, is fast, and minds no neighbour.
 
     Raises:
@@ -232,9 +232,11 @@ def choose(variants: Sequence[Variant], config: CompressConfig) -> Choice:
         )
     best = _best(fit, config)
     if not best.needs:
-        return Choice(best.name, None)
+        return ArtifactChoice(best.name, None)
     free = [v for v in fit if not v.needs]
-    return Choice(best.name, _best(free, config).name if free else FP32)  # fp32 runs anywhere
+    return ArtifactChoice(
+        best.name, _best(free, config).name if free else FP32
+    )  # fp32 runs anywhere
 
 
 def _best(fit: Sequence[Variant], config: CompressConfig) -> Variant:
@@ -246,7 +248,7 @@ def _best(fit: Sequence[Variant], config: CompressConfig) -> Variant:
     return min(small, key=lambda v: (bool(v.needs), v.label_flips_share, v.size_bytes))
 
 
-def _draw(variants: Sequence[Variant], choice: Choice, path: Path) -> None:
+def _draw(variants: Sequence[Variant], choice: ArtifactChoice, path: Path) -> None:
     """The front: size against time, with what each variant costs in agreement beside it."""
     from matplotlib.figure import Figure
 
@@ -297,7 +299,7 @@ def _files(
 def _trimmed(model: Path) -> dict[str, float]:
     """What cutting the vocabulary did to held-out texts, as the distillation measured it."""
     figures = read_json(model / HISTORY)["figures"]
-    return {field.name: figures[field.name] for field in fields(Cost)}
+    return {field.name: figures[field.name] for field in fields(TrimCost)}
 
 
 def run(
@@ -333,7 +335,7 @@ def run(
             variants.append(
                 measure(recipe, file, scorer, reference, texts, labels, config, took_ms)
             )
-        choice = choose(variants, config) if quantized else Choice(FP32, None)
+        choice = choose(variants, config) if quantized else ArtifactChoice(FP32, None)
         rows = [v.model_dump() for v in variants]
         trimmed = {"vocabulary": _trimmed(model)} if quantized else {}
         write_json(folder / PARITY, {**choice._asdict(), **trimmed, "variants": rows})

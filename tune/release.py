@@ -35,7 +35,7 @@ from tune.certificate.recertify import USED, save_used
 from tune.learned.pool import Scorer
 from tune.replay import COLUMNS, Table, load_table, replay, save_table
 from tune.reporting.models import Latency, Measured, PerTier, ReleaseReport
-from tune.reporting.page import Disagreement, write
+from tune.reporting.page import DisagreementRow, write
 from tune.reporting.pictures import draw
 from tune.reporting.report import build_report
 from tune.select import Selection, Wanted, check_classes, select
@@ -323,7 +323,7 @@ def report_of(release: Release, latency: Latency | None = None) -> ReleaseReport
 
 
 def write_report(
-    release: Release, report: ReleaseReport, folder: Path, worst: Sequence[Disagreement] = ()
+    release: Release, report: ReleaseReport, folder: Path, worst: Sequence[DisagreementRow] = ()
 ) -> tuple[Path, Path]:
     """report.json and report.html (pictures inside) in a folder; returns their paths.
 

@@ -105,7 +105,7 @@ class Selection(BaseModel):
     alternatives: tuple[Alternative, ...] = ()
 
 
-class Candidate:
+class PolicyCandidate:
     """A shape on `tune`, where a learned score's column is held out."""
 
     def __init__(self, name: str, shape: Shape, tune: Table, scorer: Scorer | None) -> None:
@@ -196,7 +196,7 @@ def select(
 
 
 def _certified(
-    chosen: Candidate, tune: Table, rows: Table, wanted: Wanted, start: int, created_at: str
+    chosen: PolicyCandidate, tune: Table, rows: Table, wanted: Wanted, start: int, created_at: str
 ) -> tuple[RouterPolicy, Certificate, tuple[Alternative, ...]]:
     shape, thresholds = chosen.shape, chosen.thresholds
     limits, confidence, prices = wanted.limits, wanted.confidence, wanted.prices
@@ -226,7 +226,7 @@ def _certified(
 
 def _candidates(
     points: Sequence[FrontPoint], pool: Mapping[str, Scorer], tune: Table, rules: Rules
-) -> Iterator[Candidate]:
+) -> Iterator[PolicyCandidate]:
     """The pool in its order of preference, then the other distinct shapes of the sweep."""
     learned = [one for one in pool.values() if one.log_loss is not None]
     plain = [one for one in pool.values() if one.log_loss is None]
@@ -234,17 +234,17 @@ def _candidates(
     for one in [*sorted(learned, key=lambda item: item.log_loss or 0.0), *plain]:
         shape = Shape(score=one.score, class_margins=dict(one.class_margins), rules=rules)
         seen.add(shape.model_dump_json())
-        yield Candidate(one.name, shape, tune, one)
+        yield PolicyCandidate(one.name, shape, tune, one)
     for point in points:
         shape = Shape.of(point.policy)
         key = shape.model_dump_json()
         if key not in seen:
             seen.add(key)
             scorer = pool[point.scorer] if point.scorer else None
-            yield Candidate(point.scorer or "weighted", shape, tune, scorer)
+            yield PolicyCandidate(point.scorer or "weighted", shape, tune, scorer)
 
 
-def _within_error(found: Sequence[Candidate], best: int, wanted: Wanted, rows: int) -> int:
+def _within_error(found: Sequence[PolicyCandidate], best: int, wanted: Wanted, rows: int) -> int:
     """The first candidate whose reach is within the error of the best's; paired bootstrap of the
     `tune` rows (Efron, Annals of Statistics 7, 1979)."""
     n = found[best].counts.rows
@@ -302,7 +302,7 @@ def check_classes(rules: Rules, labels: Sequence[str]) -> None:
         )
 
 
-def _check_together(found: Sequence[Candidate], wanted: Wanted, rows: int) -> None:
+def _check_together(found: Sequence[PolicyCandidate], wanted: Wanted, rows: int) -> None:
     """Raises CertifyError, naming both, for two limits of which each can be met but not both."""
     at = level(wanted.confidence)
     met = [
@@ -319,7 +319,7 @@ def _check_together(found: Sequence[Candidate], wanted: Wanted, rows: int) -> No
 
 
 def _contradiction(
-    found: Sequence[Candidate], met: Sequence[Mapping[Kind, Bools]], both: tuple[Kind, Kind],
+    found: Sequence[PolicyCandidate], met: Sequence[Mapping[Kind, Bools]], both: tuple[Kind, Kind],
     wanted: Wanted,
 ) -> str:  # fmt: skip
     first, second = both

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
-from serve_app.monitor.stats import Accuracy, Arm, Comparison, Difference, Verdict
+from serve_app.monitor.stats import Arm, Comparison, Difference, FeedbackAccuracy, Verdict
 
 Span = tuple[float, float]
 
@@ -85,10 +85,10 @@ def _arm(counts: ReleaseCounts) -> Arm:
     )
 
 
-def accuracy_of(correct: int, labelled: int) -> Accuracy:
+def accuracy_of(correct: int, labelled: int) -> FeedbackAccuracy:
     """With Wilson's interval."""
     share, low, high = share_of(correct, labelled)
-    return Accuracy(labelled=labelled, correct=correct, share=share, low=low, high=high)
+    return FeedbackAccuracy(labelled=labelled, correct=correct, share=share, low=low, high=high)
 
 
 def share_of(hits: int, total: int) -> tuple[float | None, float | None, float | None]:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from serve_app.monitor.compare import Moments, ReleaseCounts, accuracy_of, share_of
 from serve_app.monitor.ring_buffer import DIFFERENT, NO_LABEL, RIGHT, UNKNOWN, Rows
 from serve_app.monitor.stats import (
-    Accuracy,
     Agreement,
     AsCertified,
     Differing,
     Disagreement,
-    Latency,
+    FeedbackAccuracy,
+    LatencyQuantiles,
     ReleaseStats,
     ShadowStats,
 )
@@ -33,14 +33,14 @@ def share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def latency(values_ms: Floats) -> Latency | None:
+def latency(values_ms: Floats) -> LatencyQuantiles | None:
     if not len(values_ms):
         return None
     p50, p95, p99 = np.percentile(values_ms, (50, 95, 99)).tolist()
-    return Latency(mean=float(np.mean(values_ms)), p50=p50, p95=p95, p99=p99)
+    return LatencyQuantiles(mean=float(np.mean(values_ms)), p50=p50, p95=p95, p99=p99)
 
 
-def accuracy(verdicts: NDArray[Any]) -> Accuracy:
+def accuracy(verdicts: NDArray[Any]) -> FeedbackAccuracy:
     labelled = int(np.count_nonzero(verdicts != UNKNOWN))
     return accuracy_of(int(np.count_nonzero(verdicts == RIGHT)), labelled)
 

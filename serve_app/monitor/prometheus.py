@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serve_app.monitor.stats import Latency, Stats
+from serve_app.monitor.stats import LatencyQuantiles, Stats
 
 _PREFIX: Final = "firstline_"
 
@@ -109,7 +109,7 @@ def _releases(stats: Stats) -> Iterator[Metric]:
     yield _gauges_by("release_latency_seconds", "In the router", ["release", "quantile"], latency)
 
 
-def _seconds(latency: Latency) -> dict[str, float]:
+def _seconds(latency: LatencyQuantiles) -> dict[str, float]:
     by_quantile = {"0.5": latency.p50, "0.95": latency.p95, "0.99": latency.p99}
     return {quantile: ms / 1000 for quantile, ms in by_quantile.items()}
 

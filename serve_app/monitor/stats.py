@@ -34,7 +34,7 @@ class AlertThresholds(_Model):
     min_labels: int = Field(50, ge=1, description="no accuracy alert on fewer feedback labels")
 
 
-class Accuracy(_Model):
+class FeedbackAccuracy(_Model):
     """Answers that feedback confirmed, with a Wilson 95% interval; None without any label."""
 
     labelled: int
@@ -57,7 +57,7 @@ class Disagreement(_Model):
     high: float | None
 
 
-class Latency(_Model):
+class LatencyQuantiles(_Model):
     """Milliseconds inside the router."""
 
     mean: float
@@ -72,10 +72,10 @@ class ReleaseStats(_Model):
     messages: int
     edge_share: float | None
     cost_per_message_usd: float | None
-    latency_ms: Latency | None
+    latency_ms: LatencyQuantiles | None
     degraded_share: float | None
     cached_share: float | None
-    accuracy: Accuracy
+    accuracy: FeedbackAccuracy
     disagreement: Disagreement
 
 
@@ -88,7 +88,7 @@ class AsCertified(_Model):
 
     messages: int
     edge_share: float | None
-    accuracy: Accuracy
+    accuracy: FeedbackAccuracy
 
 
 class Agreement(_Model):
@@ -148,7 +148,7 @@ class Stats(_Model):
     cost_per_message_usd: float | None
     savings_vs_cloud_only: float | None = Field(description="share; negative if dearer")
     savings_per_month_usd: float | None = Field(description="at the window's rate of messages")
-    latency_ms: Latency | None
+    latency_ms: LatencyQuantiles | None
     confidence_mean: float | None
     confidence_histogram: list[int] = Field(description="ten equal bins from 0 to 1")
     classes: dict[str, int]
@@ -160,8 +160,8 @@ class Stats(_Model):
     degraded_reasons: dict[str, int]
     pii_pinned_share: float | None
     bad_outputs: int = Field(description="NaN or infinite outputs of a model")
-    accuracy: Accuracy
-    accuracy_by_route: dict[str, Accuracy]
+    accuracy: FeedbackAccuracy
+    accuracy_by_route: dict[str, FeedbackAccuracy]
     disagreement: Disagreement
     as_certified: AsCertified
     feedback_unmatched: int = Field(description="labels for an id that is not in the window")
@@ -249,7 +249,7 @@ class Arm(_Model):
     degraded_share: float | None
     cost_per_message_usd: float | None = Field(description="without cached answers")
     latency_mean_ms: float | None = Field(description="without cached answers")
-    accuracy: Accuracy
+    accuracy: FeedbackAccuracy
 
 
 class Verdict(StrEnum):

@@ -41,7 +41,7 @@ from tune.learned.pool import Scorer
 from tune.objective import Shape, curve, evaluate, trusts
 from tune.replay import Table, load_table, replay, save_table
 from tune.reporting.metrics import hindsight_coverage
-from tune.select import Candidate, Wanted, select
+from tune.select import PolicyCandidate, Wanted, select
 from tune.sweep import search
 
 # Wanted risk -> certified coverage over that of the best threshold in hindsight.
@@ -123,7 +123,7 @@ def as_released(made: Tables, chosen: Chosen, risk: float) -> Coverage:
     """What the release does to `test`; without one, the cloud answers everything."""
     test = made.of["test"]
     seen = evaluate(chosen.policy or ALWAYS_CLOUD, test, Prices())
-    thresholds = Candidate("", _PLAIN, made.of["tune"], None).thresholds
+    thresholds = PolicyCandidate("", _PLAIN, made.of["tune"], None).thresholds
     return Coverage(
         ours=seen.edge_share if chosen.policy else 0.0,
         hindsight=_hindsight(chosen.shape, test, risk),
@@ -136,8 +136,8 @@ def redrawn(made: Tables, chosen: Chosen, risk: float, dice: np.random.Generator
     """The same on other draws of which rows certify and which are tested."""
     shape, scorer = chosen.shape, chosen.scorer
     tune, rows = made.of["tune"], made.of["certify"].rows
-    ours = Candidate("", shape, tune, made.pool.get(scorer)).thresholds
-    plain = Candidate("", _PLAIN, tune, None).thresholds
+    ours = PolicyCandidate("", shape, tune, made.pool.get(scorer)).thresholds
+    plain = PolicyCandidate("", _PLAIN, tune, None).thresholds
     both = _together(made.of["certify"], made.of["test"])
     found = []
     for _ in range(REDRAWS):

@@ -53,7 +53,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class TrimCost:
     """What trimming does to texts that it was not fitted on.
 
     Unknown are [UNK] and the stand-in: the share is of pieces, `all_unknown` counts messages.
@@ -148,7 +148,7 @@ def save(vocabulary: Vocabulary, source: str | Path, folder: Path) -> None:
     vocabulary.tokenizer.save(str(folder / TOKENIZER))
 
 
-def cost(before: Tokenizer, after: Vocabulary, texts: Sequence[str]) -> Cost:
+def cost(before: Tokenizer, after: Vocabulary, texts: Sequence[str]) -> TrimCost:
     """Reads held-out texts with both tokenizers and compares, piece by piece."""
     plain = _plain(before)
     unknown = _unknown_id(json.loads(plain.to_str()))
@@ -157,7 +157,7 @@ def cost(before: Tokenizer, after: Vocabulary, texts: Sequence[str]) -> Cost:
     if not any(old):
         raise ConfigError(f"{len(texts)} texts hold no word. Give some that do.")
     tokens_before, tokens_after = sum(map(len, old)), sum(map(len, new))
-    return Cost(
+    return TrimCost(
         messages=len(texts),
         tokens_per_message_before=tokens_before / len(texts),
         tokens_per_message_after=tokens_after / len(texts),

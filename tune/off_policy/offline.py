@@ -39,7 +39,7 @@ from tune.off_policy.logged import (
     is_one_of,
     read_log,
 )
-from tune.off_policy.propensity import Estimate, Seen, estimate
+from tune.off_policy.propensity import PropensityEstimate, Seen, estimate
 from tune.replay import Bools, Ints
 from tune.reporting.metrics import Interval, wilson
 
@@ -50,7 +50,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Side(_Frozen):
+class PolicySide(_Frozen):
     """One rule on the messages of the log.
 
     The share and the cost are known; their intervals (Wilson, 95%) are for messages to come that
@@ -63,8 +63,8 @@ class Side(_Frozen):
     per_message_usd: float
     per_message_usd_interval: Interval
     reasons: dict[str, int]
-    risk: Estimate
-    accuracy: Estimate | None
+    risk: PropensityEstimate
+    accuracy: PropensityEstimate | None
 
 
 class Cell(_Frozen):
@@ -96,8 +96,8 @@ class OfflineReport(_Frozen):
     explored: int
     feedback: int
     feedback_unmatched: int
-    ran: Side
-    candidate: Side
+    ran: PolicySide
+    candidate: PolicySide
     cells: Cells
     cannot_know: tuple[str, ...]
 
@@ -184,11 +184,11 @@ def evaluate(policy: RouterPolicy, records: Iterable[Record], served: Served) ->
 # ---- figures ------------------------------------------------------------------------------------
 
 
-def _side(log: Log, kept: Bools, reasons: Ints, prices: Prices) -> Side:
+def _side(log: Log, kept: Bools, reasons: Ints, prices: Prices) -> PolicySide:
     count, rows = int(kept.sum()), kept.size
     low, high = (float(end) for end in wilson(count, rows))
     counts = np.bincount(reasons, minlength=len(REASONS)).tolist()
-    return Side(
+    return PolicySide(
         edge_share=count / rows,
         edge_share_interval=(low, high),
         per_message_usd=prices.per_message(1 - count / rows),
@@ -321,13 +321,13 @@ def _with(text: str, interval: Interval) -> str:
     return f"{text} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
-def _bounds(found: Estimate) -> str:
+def _bounds(found: PropensityEstimate) -> str:
     if not found.unseen:
         return f"{found.smallest:.2%}"
     return f"{found.smallest:.2%} to {found.largest:.2%}"
 
 
-def _estimated(found: Estimate) -> str:
+def _estimated(found: PropensityEstimate) -> str:
     """The interval is of all messages, the ones never seen at their extremes included."""
     if found.sampled is None or found.low is None or found.high is None:
         return "-"

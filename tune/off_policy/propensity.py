@@ -39,7 +39,7 @@ class Sampled(_Frozen):
     high: float
 
 
-class Estimate(_Frozen):
+class PropensityEstimate(_Frozen):
     """A share of all `messages`, as far as a log can tell.
 
     `smallest` and `largest`: what it is if none and if all of the `unseen` have the outcome. `low`
@@ -66,7 +66,7 @@ class Seen(NamedTuple):
     chance: Floats
 
 
-def estimate(rows: Seen) -> Estimate:
+def estimate(rows: Seen) -> PropensityEstimate:
     """The share of messages with the outcome. There must be some."""
     count = rows.outcome.size
     unseen = int((~rows.seen).sum())
@@ -75,7 +75,7 @@ def estimate(rows: Seen) -> Estimate:
     largest = (int(rows.outcome.sum()) + unseen) / count
     found = _sampled(rows, count - never)
     reached = (count - never) / count
-    return Estimate(
+    return PropensityEstimate(
         messages=count,
         unseen=unseen,
         never=never,

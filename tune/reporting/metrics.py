@@ -182,14 +182,14 @@ def _spread(values: Floats, ends: Ints) -> Floats:
 # ---- of the rows alone ----------------------------------------------------------------------
 
 
-class Oracle(NamedTuple):
+class OraclePoint(NamedTuple):
     """The best accuracy that any routing of the rows has within each cloud share. Corners only."""
 
     cloud_share: Floats
     accuracy: Floats
 
 
-def oracle(edge_right: Bools, cloud_right: Bools, pinned: Bools, labelled: int) -> Oracle:
+def oracle(edge_right: Bools, cloud_right: Bools, pinned: Bools, labelled: int) -> OraclePoint:
     """Escalates only where it helps, and nothing that is pinned: no score can lie above it.
 
     It has seen the true labels. Once all that only the cloud gets right is escalated, more money
@@ -201,7 +201,7 @@ def oracle(edge_right: Bools, cloud_right: Bools, pinned: Bools, labelled: int) 
     helped = int((cloud_right & ~edge_right & ~pinned).sum())
     right = int(edge_right.sum()) + np.array([0, helped, helped])
     share = np.array([0.0, helped / pinned.size, 1.0 - float(pinned.mean())])
-    return Oracle(share, right / labelled)
+    return OraclePoint(share, right / labelled)
 
 
 # ---- intervals ------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ _MAX_CHARACTERS: Final = 160
 
 
 @dataclass(frozen=True)
-class Disagreement:
+class DisagreementRow:
     """A message that the edge answered and the cloud would have answered otherwise."""
 
     text: str = field(repr=False)  # masked and cut; a log line must not show it all the same
@@ -41,7 +41,7 @@ class Disagreement:
 
 def disagreements(
     policy: RouterPolicy, table: Table, texts: Sequence[str], most: int = WORST
-) -> list[Disagreement]:
+) -> list[DisagreementRow]:
     """Those the policy trusted most. Messages with personal data are left out, masked or not.
 
     Args:
@@ -61,10 +61,10 @@ def disagreements(
     return [_shown(table, int(i), texts[i], float(trust[i])) for i in worst]
 
 
-def _shown(table: Table, i: int, raw: str, trust: float) -> Disagreement:
+def _shown(table: Table, i: int, raw: str, trust: float) -> DisagreementRow:
     message, truth = prepare(raw), int(table.true_label[i])
     text = "(could not be masked)" if message.detector_failed else message.text
-    return Disagreement(
+    return DisagreementRow(
         text=text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…",
         edge=table.labels[table.edge_label[i]],
         cloud=table.labels[table.cloud_label[i]],
@@ -78,7 +78,7 @@ def write(
     folder: Path,
     report: ReleaseReport,
     pictures: Mapping[str, Path],
-    worst: Sequence[Disagreement] = (),
+    worst: Sequence[DisagreementRow] = (),
 ) -> tuple[Path, Path]:
     """Writes report.json and report.html, and returns their paths.
 
@@ -92,7 +92,7 @@ def write(
 
 
 def render_html(
-    report: ReleaseReport, pictures: Mapping[str, Path], worst: Sequence[Disagreement] = ()
+    report: ReleaseReport, pictures: Mapping[str, Path], worst: Sequence[DisagreementRow] = ()
 ) -> str:
     """One page that needs nothing else: the pictures (caption -> PNG) are inside it."""
     environment = Environment(

@@ -28,16 +28,16 @@ from train_jobs.card import (
     worst_classes,
     write,
 )
-from train_jobs.compress import PARITY, Choice, Compressed, Variant
+from train_jobs.compress import PARITY, ArtifactChoice, Compressed, Variant
 from train_jobs.data import SPLITS, DataConfig, Dataset, build
-from train_jobs.student.vocabulary import Cost
+from train_jobs.student.vocabulary import TrimCost
 
 HOSTILE = (
     "a|b", "back`tick", "``two``", "new\nline", "\\", "x\\|y", "</td><script>", "![i](http://i)",
     "|---|", "**bold**", " ", "<!--",
 )  # fmt: skip
 RECIPE = {"dapt": {"base": "minilm", "epochs": 2.0}, "distill": {"layers": 3}, "variant": "int8"}
-COST = Cost(
+COST = TrimCost(
     messages=100, tokens_per_message_before=11.5, tokens_per_message_after=12.25,
     retokenised_share=0.2, unknown_share_before=0.0, unknown_share_after=0.0012,
     all_unknown_before=0, all_unknown_after=1,
@@ -72,7 +72,7 @@ def facts(
     right = sum(a == b for a, b in zip(truth, answers, strict=True))
     return Facts(
         role="edge",
-        compressed=Compressed(Path("nowhere"), Choice("int8", "int7"), variants, 128),
+        compressed=Compressed(Path("nowhere"), ArtifactChoice("int8", "int7"), variants, 128),
         calibrated=calibrated(1.5, right, len(truth)),
         anywhere=calibrated(1.7, max(0, right - 1), len(truth)),
         dataset=Dataset(
@@ -188,7 +188,9 @@ def test_a_cloud_bundle_has_one_variant_and_its_own_vocabulary() -> None:
         anywhere=None,
         vocabulary=None,
         compressed=replace(
-            edge.compressed, choice=Choice("fp32", None), variants=edge.compressed.variants[:1]
+            edge.compressed,
+            choice=ArtifactChoice("fp32", None),
+            variants=edge.compressed.variants[:1],
         ),
     )
     text = card(alone)
@@ -311,7 +313,7 @@ def dataset(tmp_path: Path, settings: Settings) -> Dataset:
 
 @pytest.mark.parametrize("vocabulary", [COST, None])
 def test_the_written_card_is_of_the_model_and_holds_no_message(
-    tmp_path: Path, dataset: Dataset, vocabulary: Cost | None
+    tmp_path: Path, dataset: Dataset, vocabulary: TrimCost | None
 ) -> None:
     """To the toy cloud "order" is as neutral as "great" is positive, and the first label wins."""
     make_bundle(tmp_path, "cloud")
@@ -320,7 +322,7 @@ def test_the_written_card_is_of_the_model_and_holds_no_message(
     shutil.copyfile(tmp_path / "cloud.onnx", folder / "fp32.onnx")
     shutil.copyfile(tmp_path / f"cloud-{TOKENIZER}", folder / TOKENIZER)
     write_json(folder / PARITY, {"vocabulary": asdict(vocabulary)} if vocabulary else {})
-    made = Compressed(folder, Choice("fp32", None), (variant("fp32"),), 64)
+    made = Compressed(folder, ArtifactChoice("fp32", None), (variant("fp32"),), 64)
     rows = dataset.rows["tune"]
     path = write("cloud", made, calibrated(1.0, rows, rows), None, dataset, RECIPE)
     text = path.read_text()

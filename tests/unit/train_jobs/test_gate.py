@@ -17,7 +17,7 @@ from cluster.tracking import client
 from serve_app.model.classifier import OnnxClassifier
 from tests.support.toys import LABELS, WORDS, make_bundle
 from train_jobs.card import CARD
-from train_jobs.compress import Choice, Compressed, Variant
+from train_jobs.compress import ArtifactChoice, Compressed, Variant
 from train_jobs.data import DataConfig, Dataset, build
 from train_jobs.gate import (
     Check,
@@ -221,7 +221,7 @@ def test_latency_is_that_of_the_chosen_variants() -> None:
             Variant.model_validate({**known, "name": name, "p50_ms": ms})
             for name, ms in p50_ms.items()
         ]
-        return Compressed(Path(), Choice(chosen, None), tuple(variants), 64)
+        return Compressed(Path(), ArtifactChoice(chosen, None), tuple(variants), 64)
 
     assert side("int8", int8=1.0).model() == Path("int8.onnx")
     assert side("int8", int8=1.0).model("fp32") == Path("fp32.onnx")

@@ -31,7 +31,7 @@ from tests.support.tables import LABELS, row_of, toy_table
 from tune.objective import evaluate as on_table
 from tune.off_policy.logged import Served
 from tune.off_policy.offline import OfflineReport, evaluate, lines, load_policy, replay
-from tune.off_policy.propensity import Estimate, Seen, estimate
+from tune.off_policy.propensity import PropensityEstimate, Seen, estimate
 from tune.replay import Table
 
 NOW_S = 1.8e9
@@ -91,7 +91,7 @@ def feedback(table: Table, every: int = 1) -> list[Record]:
     ]
 
 
-def holds(found: Estimate, truth: float) -> bool:
+def holds(found: PropensityEstimate, truth: float) -> bool:
     return found.smallest - 1e-12 <= truth <= found.largest + 1e-12
 
 
