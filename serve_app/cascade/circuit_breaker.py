@@ -1,9 +1,7 @@
-"""The two breakers in front of the cloud. Pure: one event loop, the clock is an argument.
+"""The circuit breaker in front of the cloud. Pure: one event loop, the clock is an argument.
 
-    CircuitBreaker     the cloud is broken: it is left alone, and tried again with a few calls
-    EscalationBudget   everything is suddenly hard: the cloud's share, and so the bill, is capped
-
-Both answer a number or a yes, and never raise. One of each per release and router.
+The cloud is broken: it is left alone, and tried again with a few calls. It answers a yes or a no,
+and never raises. One per release and router.
 
 No library: aiobreaker has had no release since 2021, pybreaker's async needs Tornado, purgatory
 counts consecutive failures only; and all three call the system's clock, so none can be tested by

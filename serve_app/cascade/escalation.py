@@ -1,6 +1,9 @@
-"""The way to the cloud: who may be escalated now. Pure; the clock is the breakers' own.
+"""The way to the cloud: who may be escalated now. Pure; the clock is an argument.
 
     messages that want the cloud ─> circuit breaker ─> escalation budget ─> those that may ask
+
+The breaker knows whether the cloud is broken. The budget caps the cloud's share, and so the bill,
+where everything is suddenly hard. Both are of one release and router, and neither raises.
 
 Shut, the edge's answer goes out and is marked degraded. A message without an answer from the edge
 always passes: degraded is better than none.

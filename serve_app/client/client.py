@@ -7,7 +7,7 @@
 Failed connections and 429, 502, 503 are tried again, as long as the request's total time lasts:
 after the `Retry-After` that the service gave, and a random part (full jitter) on top. A list of
 texts carries an `Idempotency-Key`, so that a repeated one is not answered twice. The errors are
-those of `serve_app.client.exchange`.
+those of `serve_app.client`.
 """
 
 import asyncio

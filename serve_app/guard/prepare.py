@@ -1,4 +1,4 @@
-"""The only normalising and tokenising code: raw text -> Message -> token ids.
+"""The only normalising code: raw text -> Message, its personal data masked.
 
 Training, calibration, gate, sweep and serving all come through here, so what a model learns from
 is what it is asked about.

@@ -1,8 +1,7 @@
-"""The processes behind a service, and what is written down of them.
+"""The processes behind a service: started, marked, found again and ended.
 
     spawn ─> python -m serve_app.service.lifecycle <home>
                  └─> Ray, HAProxy, replicas     (all carry a mark)
-    <home>/service.json   where it is, and what it answers with
     <home>/ray.token      the cluster's own token, mode 0600
 
 A local Ray dies with the driver that started it, so a detached service has a keeper. Ray's own
@@ -52,9 +51,6 @@ _FRUGAL: Final = {
 # An ingress replica drains this long before it stops, so that load balancers on other machines
 # hear of it. Here the only one is the HAProxy beside it, which hears within half a second.
 _DRAIN_S: Final = "2"
-
-
-# ---- the state file -----------------------------------------------------------------------------
 
 
 def forget(settings: Settings, info: ServiceInfo) -> None:
