@@ -10,7 +10,6 @@ They are judged on a tenth of
 by calibrated log-loss. The fit that follows learns from that tenth too.
 """
 
-import gc
 import os
 import shutil
 import time
@@ -57,6 +56,7 @@ from train_jobs.training import (
     features_of,
     fit_resources,
     forward,
+    give_back_memory,
     holdout,
     peak_memory_mb,
     predict,
@@ -331,7 +331,7 @@ def _trial(
     from ray.tune import report
 
     begun, point = time.monotonic(), given["point"]
-    gc.collect()  # the model of the trial before, which refers to itself
+    give_back_memory()  # of the trial before, whose model refers to itself
     set_threads()
     seed_everything(seed)
     candidate = config.candidates[point["candidate"]]
