@@ -10,7 +10,6 @@ one standard error of the best by calibrated log-loss. The fit that follows lear
 too.
 """
 
-import gc
 import os
 import shutil
 import time
@@ -51,6 +50,7 @@ from train_jobs.training.trainer import (
     Fit,
     TokenRows,
     features_of,
+    give_back_memory,
     holdout,
     peak_memory_mb,
     predict,
@@ -184,7 +184,7 @@ def _trial(
     from ray.tune import report
 
     begun, point = time.monotonic(), given["point"]
-    gc.collect()  # the model of the trial before, which refers to itself
+    give_back_memory()  # of the trial before, whose model refers to itself
     set_threads()
     seed_everything(seed)
     candidate = config.candidates[point["candidate"]]
@@ -294,24 +294,19 @@ def _race(
     settings: Settings,
     board: Any,
 ) -> tuple[tuple[Tried, ...], float]:
-    """Every candidate's last word, in their order, and the peak memory of a trial in MB."""
-    run = partial(_trial, start=str(start), dataset_path=str(dataset.path), config=config,
-                  seed=settings.seed, board=board)  # fmt: skip
+    """Every candidate's last word, in their order, and the peak memory of a trial in MB.
+
+    A candidate that did not come to the end of its first share in time is not among them.
+
+    Raises:
+        TrainingError: a trial failed.
+    """
+    trial = partial(_trial, start=str(start), dataset_path=str(dataset.path), config=config,
+                    seed=settings.seed, board=board)  # fmt: skip
     found: dict[int, dict[str, float]] = {}
-    racing, begun = list(range(len(config.candidates))), time.monotonic()
-    kept = max(_LEAST_KEPT, ceil(len(racing) / _KEPT))
-    of = len(racing) + kept
-    for share in (_FIRST_SHARE, 1.0):
-        spent_s = time.monotonic() - begun
-        if spent_s >= left_s:
-            break
-        points = [
-            {"candidate": number, "share": share, "done": len(found) * (share == 1.0) + i, "of": of}
-            for i, number in enumerate(racing)
-        ]
-        found |= _rung(run, points, left_s - spent_s, gpus, settings)
-        racing = sorted(found, key=lambda number: (number > 0, found[number]["log_loss"]))
-        racing = sorted(racing[:kept])  # the default, which is the first, is always among them
+    for point, figures in _run_trials(trial, len(config.candidates), left_s, gpus, settings):
+        if point["share"] > found.get(point["candidate"], {"share": 0.0})["share"]:
+            found[point["candidate"]] = figures
     tried = tuple(
         Tried(
             name=config.candidates[number].name,
@@ -323,27 +318,27 @@ def _race(
     return tried, max((one["peak_memory_mb"] for one in found.values()), default=0.0)
 
 
-def _rung(
+def _run_trials(
     trial: Callable[[dict[str, Any]], None],
-    points: Sequence[dict[str, Any]],
+    candidates: int,
     left_s: float,
     gpus: int,
     settings: Settings,
-) -> dict[int, dict[str, float]]:
-    """Candidate -> figures, of those that came to the end of this rung in time.
+) -> list[tuple[dict[str, Any], dict[str, float]]]:
+    """What was to be tried and the figures of it, of each trial that ended in time."""
+    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
 
-    Raises:
-        TrainingError: a trial failed.
-    """
-    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, grid_search, with_resources
+    from train_jobs.training.rungs import Rungs
 
     storage, name = settings.home / "ray", f"recipe-{uuid.uuid4().hex[:8]}"
+    rungs = Rungs(candidates, max(_LEAST_KEPT, ceil(candidates / _KEPT)), _FIRST_SHARE)
     try:
         with _quiet():
             results = Tuner(
                 with_resources(trial, {"cpu": 1, "gpu": gpus}),
-                param_space={"point": grid_search(list(points))},
                 tune_config=TuneConfig(
+                    search_alg=rungs,
+                    num_samples=-1,
                     time_budget_s=None if left_s == float("inf") else left_s,
                     reuse_actors=True,
                     trial_dirname_creator=_folder_name,
@@ -360,11 +355,11 @@ def _rung(
     if results.num_errors:
         raise TrainingError(f"A trial of the race for a recipe failed: {results.errors[0]}")
     every = [results[i] for i in range(len(results))]
-    return {
-        one.config["point"]["candidate"]: dict(one.metrics)
+    return [
+        (one.config["point"], dict(one.metrics))
         for one in every
         if one.config and one.metrics and "accuracy" in one.metrics
-    }
+    ]
 
 
 def _folder_name(trial: Any) -> str:

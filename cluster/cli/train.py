@@ -23,7 +23,8 @@ def train(
     ] = None,
     base: Annotated[str, typer.Option(help="Hub id, local folder, or minilm.")] = "minilm",
     epochs: Annotated[
-        float | None, typer.Option(help="Of fine-tuning and distillation, at most.")
+        float | None,
+        typer.Option(help="Of each fit; without it, few rows get more."),
     ] = None,
     dapt_epochs: Annotated[float | None, typer.Option(help="Of domain adaptation.")] = None,
     minutes: Annotated[

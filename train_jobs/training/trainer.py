@@ -9,6 +9,8 @@ long is run in parts whose gradients are added. Nothing in it depends on what ra
 weights, the optimizer and the number of the epoch, which is what makes going on exact.
 """
 
+import ctypes
+import gc
 import os
 import random
 import resource
@@ -346,6 +348,18 @@ class _History:
 def peak_memory_mb() -> float:
     """Of this process, so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def give_back_memory() -> None:
+    """What earlier work of this process has let go, to the system.
+
+    Ray Tune runs each trial of a process in a new thread, and glibc gives each thread a heap of its
+    own; what the one before has freed would lie there. Three trials then took 1.8 GB, not 1.2.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def finish(stage: Stage, model: Any, tokenizer_source: str, figures: Mapping[str, float]) -> None:

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from transformers import AlbertConfig, AutoModelForSequenceClassification, GPT2C
 
 from cluster.errors import ConfigError
 from tests.support.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
+from train_jobs.training.candidates import Candidate, made_ready
 from train_jobs.training.encoders import (
     check_base,
     feed_forward_width,
@@ -317,3 +318,27 @@ def test_a_tokenizer_with_more_pieces_than_the_model_has_rows_is_refused(
     file.write_text(json.dumps({**config, "vocab_size": pieces - 1}))
     with pytest.raises(ConfigError, match=rf"has {pieces} pieces .* embedding {pieces - 1} rows"):
         check_base(str(folder))
+
+
+# -- how a candidate begins ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["probe", "new"])
+def test_a_candidate_begins_with_its_own_head_and_leaves_the_words_alone(
+    bases: dict[str, Path], tmp_path: Path, head: Literal["probe", "new"]
+) -> None:
+    start = classifier(bases["bert"])
+    start.save_pretrained(tmp_path)
+    candidate = Candidate(learning_rate=1e-4, head=head)
+    model = made_ready(str(tmp_path), ["a", "b", "c", "d", "e"], candidate)
+    same = torch.equal(model.classifier.weight, start.classifier.weight)
+    assert same == (head == "probe")
+    assert not model.get_input_embeddings().weight.requires_grad
+    assert all(x.requires_grad for x in layer_weights(model))
+    attention = model.bert.encoder.layer[0].attention.self.dropout.p
+    assert (attention == 0.0) == (head == "probe"), "a plain recipe keeps all dropout"
+    assert model.bert.encoder.layer[0].output.dropout.p > 0
+
+
+def layer_weights(model: Any) -> list[torch.Tensor]:
+    return list(model.bert.encoder.layer.parameters())
