@@ -53,6 +53,10 @@ _BODIES: Final[dict[str, type[BaseModel]]] = {
 # ---- reading the pages --------------------------------------------------------------------------
 
 
+def _doc(name: str) -> Path:
+    return ROOT / "docs" / f"{name}.md"
+
+
 def _fences(page: Path, language: str) -> list[str]:
     return [text for kind, text in _FENCE.findall(page.read_text()) if kind == language]
 
@@ -297,6 +301,22 @@ def test_what_an_example_imports_is_there(page: Path) -> None:
                 assert [name for name in names if not hasattr(module, name)] == []
 
 
+def _sections(page: Path, heading: str) -> Iterator[Any]:
+    """The `###` sections below a `##` heading, each under its title."""
+    (below,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", page.read_text(), re.DOTALL | re.M)
+    for section in below.split("\n### ")[1:]:
+        title, _, text = section.partition("\n")
+        yield pytest.param(text, id=title)
+
+
+@pytest.mark.parametrize("text", _sections(_doc("architecture"), "Where to change what"))
+def test_a_name_that_is_to_be_changed_is_in_a_file_that_is_named_beside_it(text: str) -> None:
+    files = [ROOT / path for path in _PATH.findall(text)]
+    code = "\n".join(path.read_text() for path in files if path.is_file())
+    names = [name.rstrip("()") for name in re.findall(r"`([A-Za-z_]+(?:\(\))?)`", text)]
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
+
+
 @pytest.mark.parametrize("page", SHORT)
 def test_a_page_that_is_read_whole_is_short(page: str) -> None:
     assert len((ROOT / page).read_text().split()) <= MAX_WORDS
@@ -467,7 +487,3 @@ def test_the_rows_that_a_risk_takes_are_those_that_the_code_asks_for() -> None:
         assert [int(cell) for cell in allowed] == [
             allowed_failures(rows, risk, 0.95) for rows in (600, 1500, 3000)
         ]
-
-
-def _doc(name: str) -> Path:
-    return ROOT / "docs" / f"{name}.md"
