@@ -269,7 +269,7 @@ def _tree() -> dict[str, str]:
 
 
 def _packages() -> set[str]:
-    """Folders with Python files; below `tests` the top ones alone, since its `unit` repeats ours."""
+    """Folders with Python files; below `tests` the top ones alone: its `unit` repeats ours."""
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     files += [path for depth in ("*.py", "*/*.py") for path in (ROOT / "tests").glob(depth)]
     return {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in files}
