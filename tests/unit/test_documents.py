@@ -4,6 +4,7 @@ Commands are parsed by the parsers that would run them, and then not run.
 """
 
 import argparse
+import ast
 import importlib
 import json
 import re
@@ -38,8 +39,12 @@ ROOT: Final = Path(tests_file).resolve().parent.parent
 README: Final = ROOT / "README.md"
 PAGES: Final = (README, *sorted((ROOT / "docs").glob("*.md")))
 FOLDERS: Final = ("cluster", "serve_app", "train_jobs", "tune")
+# Pages that a reader reads from beginning to end.
+SHORT: Final = ("README.md", "docs/performance.md")
+MAX_WORDS: Final = 1500
 _FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _OPTION: Final = re.compile(r"--[a-z-]+")
+_PATH: Final = re.compile(rf"`((?:{'|'.join(FOLDERS)}|tests|docs)/[\w./-]*)`")
 _BODIES: Final[dict[str, type[BaseModel]]] = {
     "/v1/classify": ClassifyIn,
     "/v1/feedback": FeedbackIn,
@@ -47,6 +52,10 @@ _BODIES: Final[dict[str, type[BaseModel]]] = {
 
 
 # ---- reading the pages --------------------------------------------------------------------------
+
+
+def _doc(name: str) -> Path:
+    return ROOT / "docs" / f"{name}.md"
 
 
 def _fences(page: Path, language: str) -> list[str]:
@@ -198,8 +207,9 @@ def test_every_command_exists_with_its_options(words: list[str]) -> None:
         "firstline train --data x.csv --epoch 3",
         "firstline train",
         "firstline releases",
-        "python -m tune.sweep --table t.parquet",
-        "python -m tune.sweep --table t.parquet --out o --rounds 3",
+        "python -m train_jobs.data --text-column text",
+        "python -m train_jobs.samples --rows 10 --out o.csv --rounds 3",
+        "python -m tune.nothing --table t.parquet",
         "make dmeo",
         "ray job submit -- python -m train_jobs.pipeline",
         "serve deploy serve.yml",
@@ -215,9 +225,16 @@ def test_a_wrong_command_is_noticed(line: str) -> None:
     assert not isinstance(caught.value, _ParsedError)
 
 
-def test_every_kind_of_command_is_found_in_the_readme() -> None:
-    programs = {words[0] for words in _commands(README)}
-    assert programs >= {"firstline", "make", "ray", "serve", "curl"}
+@pytest.mark.parametrize(
+    ("page", "programs"),
+    [
+        ("README.md", {"firstline", "make", "curl"}),
+        ("docs/cluster.md", {"firstline", "ray", "serve", "export"}),
+        ("docs/data.md", {"python"}),
+    ],
+)
+def test_the_commands_of_a_page_are_found(page: str, programs: set[str]) -> None:
+    assert {words[0] for words in _commands(ROOT / page)} >= programs
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -241,7 +258,7 @@ def test_commands_inside_sentences_exist(page: Path) -> None:
 
 
 def _tree() -> dict[str, str]:
-    """path -> comment, of the README's file tree. Two spaces are one folder deeper."""
+    """path -> comment, of the README's tree of packages. Two spaces are one folder deeper."""
     (block,) = [text for text in _fences(README, "") if text.startswith("cluster/")]
     found: dict[str, str] = {}
     folders: list[str] = []
@@ -250,25 +267,62 @@ def _tree() -> dict[str, str]:
         del folders[(len(line) - len(line.lstrip())) // 2 :]
         path = "".join([*folders, name])
         found[path] = comment.strip()
-        if name.endswith("/"):
-            folders.append(name)
+        folders.append(name)
     return found
 
 
+def _packages() -> set[str]:
+    """Folders with Python files; below `tests` the top ones alone: its `unit` repeats ours."""
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    files += [path for depth in ("*.py", "*/*.py") for path in (ROOT / "tests").glob(depth)]
+    return {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in files}
+
+
 def test_the_tree_is_the_tree() -> None:
-    """Of packages: what a file is for stands at its own top."""
-    there = {
-        f"{path.parent.relative_to(ROOT).as_posix()}/"
-        for folder in FOLDERS
-        for path in (ROOT / folder).rglob("__init__.py")
-    }
-    assert {path for path in _tree() if path.split("/")[0] in FOLDERS} == there
+    assert set(_tree()) - {"docs/"} == _packages()
 
 
-def test_every_line_of_the_tree_names_a_folder_and_says_what_it_is_for() -> None:
+def test_every_line_of_the_tree_is_a_folder_and_says_what_it_is_for() -> None:
     for path, comment in _tree().items():
-        assert (ROOT / path).exists(), f"the tree has {path}, which is not there"
+        assert path.endswith("/"), f"the tree has {path}; it lists packages, not files"
         assert comment, f"the tree says nothing of {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_that_a_page_names_is_there(page: Path) -> None:
+    named = _PATH.findall(page.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_an_example_imports_is_there(page: Path) -> None:
+    for block in _fences(page, "python"):
+        for line in ast.walk(ast.parse(block)):
+            if isinstance(line, ast.ImportFrom) and str(line.module).split(".")[0] in FOLDERS:
+                module = importlib.import_module(str(line.module))
+                names = [alias.name for alias in line.names]
+                assert [name for name in names if not hasattr(module, name)] == []
+
+
+def _sections(page: Path, heading: str) -> Iterator[Any]:
+    """The `###` sections below a `##` heading, each under its title."""
+    (below,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", page.read_text(), re.DOTALL | re.M)
+    for section in below.split("\n### ")[1:]:
+        title, _, text = section.partition("\n")
+        yield pytest.param(text, id=title)
+
+
+@pytest.mark.parametrize("text", _sections(_doc("architecture"), "Where to change what"))
+def test_a_name_that_is_to_be_changed_is_in_a_file_that_is_named_beside_it(text: str) -> None:
+    files = [ROOT / path for path in _PATH.findall(text)]
+    code = "\n".join(path.read_text() for path in files if path.is_file())
+    names = [name.rstrip("()") for name in re.findall(r"`([A-Za-z_]+(?:\(\))?)`", text)]
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
+
+
+@pytest.mark.parametrize("page", SHORT)
+def test_a_page_that_is_read_whole_is_short(page: str) -> None:
+    assert len((ROOT / page).read_text().split()) <= MAX_WORDS
 
 
 def _anchors(page: Path) -> set[str]:
@@ -327,8 +381,9 @@ def test_every_dependency_has_its_reason_and_no_reason_is_stale() -> None:
     assert explained == _declared()
 
 
-def test_every_setting_is_in_the_readme_with_its_default() -> None:
-    rows = {cells[0].strip("`"): cells[1].strip("`") for cells in _table(README, "variable")}
+def test_every_setting_is_documented_with_its_default() -> None:
+    table = _table(_doc("cluster"), "variable")
+    rows = {cells[0].strip("`"): cells[1].strip("`") for cells in table}
     assert rows.pop("MLFLOW_TRACKING_URI") == "empty"
     defaults = Settings.model_construct()
     assert rows == {
@@ -409,13 +464,13 @@ def test_signals_scores_reasons_and_baselines_are_those_of_the_code() -> None:
 
 
 def test_limits_are_those_of_the_code() -> None:
-    rows = {cells[0].strip("`"): cells[2] for cells in _table(README, "limit")}
+    rows = {cells[0].strip("`"): cells[2] for cells in _table(_doc("certificates"), "limit")}
     assert list(rows) == [OPTION[kind] for kind in KINDS_OF_LIMITS]
     assert [name for name, labels in rows.items() if labels == "yes"] == [OPTION["accuracy_loss"]]
 
 
 def test_the_options_of_tune_are_all_documented() -> None:
-    """The limits are in the README, and the rest in docs/router.md."""
+    """The limits are in docs/certificates.md, and the rest in docs/router.md."""
     command = cast(Any, typer.main.get_command(app)).commands["tune"]
     options = {parameter.opts[0] for parameter in command.params} - set(OPTION.values())
     told = {
@@ -435,7 +490,3 @@ def test_the_rows_that_a_risk_takes_are_those_that_the_code_asks_for() -> None:
         assert [int(cell) for cell in allowed] == [
             allowed_failures(rows, risk, 0.95) for rows in (600, 1500, 3000)
         ]
-
-
-def _doc(name: str) -> Path:
-    return ROOT / "docs" / f"{name}.md"
