@@ -66,3 +66,41 @@ def test_features_are_what_the_head_reads(tmp_path: Path, kind: str) -> None:
     with torch.inference_mode():
         states = [model.base_model(input_ids=torch.tensor([item]))[0][0, 0] for item in ids]
     np.testing.assert_allclose(found, torch.stack(states), atol=1e-5)
+
+
+def noisy(count: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Features (count, 150), one of which says something of a label."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, count)
+    x = random.normal(0, 1, (count, 150))
+    x[:, 0] += 1.5 * labels
+    return x, labels
+
+
+def test_noise_is_not_learned_by_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One penalty for all learned 300 noisy messages by heart, and left no error to learn from."""
+    x, labels = noisy(150, 0)
+    unseen, truth = noisy(600, 1)
+    chosen = probe.fit(x, labels, 3).logits
+    monkeypatch.setattr(probe, "_INVERSE_PENALTIES", (0.4,))
+    fixed = probe.fit(x, labels, 3).logits
+    assert (fixed(x).argmax(-1) == labels).mean() == 1.0
+    assert log_loss(chosen(unseen), truth) < 0.9 * log_loss(fixed(unseen), truth)
+
+
+def test_clean_labels_keep_the_weakest_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = rows(200, 5)
+    chosen = probe.fit(x, labels, 5)
+    monkeypatch.setattr(probe, "_INVERSE_PENALTIES", (0.4,))
+    np.testing.assert_array_equal(chosen.weights, probe.fit(x, labels, 5).weights)
+
+
+def log_loss(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    said = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return float(-said[np.arange(len(labels)), labels].mean())
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_a_handful_of_rows_makes_a_probe(count: int) -> None:
+    x, labels = rows(count, 2)
+    assert probe.fit(x, labels, 2).logits(x).shape == (count, 2)
