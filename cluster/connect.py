@@ -9,26 +9,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.errors import ConfigError, ServiceError
+from cluster.ray_private.environment import (
+    QUIET,
+    SERVE_MODE,
+    cluster_address,
+    is_submitted_job,
+    one_attempt,
+)
 from cluster.settings import Settings
 
-# Read by Ray Serve when its processes start, so they stand in the environment of the cluster.
-# Together they gave 609 requests/s against 218 of the default proxy, at 32 connections.
-SERVE_ENV: Final = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-}
 _QUIET_ENV: Final = {
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_COLOR_PREFIX": "0",
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
+    **QUIET,
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_ATTEMPTS: Final = "RAY_gcs_server_port_wait_time_s"  # in seconds, one attempt a second
-_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 _KNOCK_S: Final = 5.0
 NAMESPACE: Final = "firstline"
 
@@ -55,7 +49,7 @@ def connect(
         return
     for name, value in _QUIET_ENV.items():
         os.environ.setdefault(name, value)
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(settings.ray_address)
     runtime_env: dict[str, object] = {"env_vars": settings.worker_env()}
     common: dict[str, Any] = {
         "namespace": NAMESPACE,
@@ -63,14 +57,14 @@ def connect(
         "logging_level": logging.WARNING,
     }
     if address:
-        if _JOB in os.environ:
+        if is_submitted_job():
             # A submitted job's own runtime_env holds for its workers too; Ray refuses a second one.
             runtime_env = {}
         elif not _same_machine(address):
             runtime_env["working_dir"] = str(_package_root())
         _join(address, runtime_env, common)
         return
-    for name, value in SERVE_ENV.items():
+    for name, value in SERVE_MODE.items():
         os.environ.setdefault(name, value)
     ray.init(
         address="local",
@@ -93,7 +87,7 @@ def _join(address: str, runtime_env: dict[str, object], common: dict[str, Any]) 
         )
     try:
         _knock(address)
-        with _impatient():
+        with one_attempt():
             ray.init(address=address, runtime_env=runtime_env, **common)
     except (RayError, ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         raise ServiceError(
@@ -107,21 +101,6 @@ def _knock(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """One attempt to reach the cluster instead of twenty, each of which may take half a minute.
-
-    Only for joining: for a cluster that is started here it would be the time that it may take.
-    """
-    before = os.environ.get(_ATTEMPTS)
-    os.environ.setdefault(_ATTEMPTS, "1")
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(_ATTEMPTS, None)
 
 
 def _same_machine(address: str) -> bool:

@@ -1,13 +1,13 @@
 """A command of ours as a Ray job: the same words, run on the cluster, its log followed here."""
 
 import asyncio
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import ServiceError
+from cluster.ray_private.environment import cluster_address
 from cluster.settings import Settings
 
 
@@ -23,7 +23,7 @@ def submit(arguments: Sequence[str], settings: Settings) -> int:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
+    address = cluster_address(settings.ray_address) or "http://127.0.0.1:8265"
     root = str(Path(__file__).resolve().parent.parent)
     try:
         client = JobSubmissionClient(address)

@@ -10,12 +10,10 @@ one standard error of the best by calibrated log-loss. The fit that follows lear
 too.
 """
 
-import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import ceil
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 from cluster.errors import ConfigError, TrainingError
 from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, relayed, silent
+from cluster.ray_private.environment import tuning
 from cluster.settings import Settings
 from cluster.tracking import log_stage
 from serve_app.model.classifier import softmax
@@ -67,10 +66,6 @@ _FIRST_SHARE: Final = 1 / 3  # of the short fit, after which most candidates are
 _KEPT: Final = 3  # one in so many goes on
 _LEAST_KEPT: Final = 2
 _RETRIES: Final = 2  # a trial only ever dies with its worker
-_TUNE_ENV: Final = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nobody reads CSV or TensorBoard logs of a trial
-    "RAY_TUNE_CALLBACKS": "ray.tune.logger.JsonLoggerCallback",  # Tune would import all of MLflow
-}
 
 
 @dataclass(frozen=True)
@@ -333,7 +328,7 @@ def _run_trials(
     storage, name = settings.home / "ray", f"recipe-{uuid.uuid4().hex[:8]}"
     rungs = Rungs(candidates, max(_LEAST_KEPT, ceil(candidates / _KEPT)), _FIRST_SHARE)
     try:
-        with _quiet():
+        with tuning():
             results = Tuner(
                 with_resources(trial, {"cpu": 1, "gpu": gpus}),
                 tune_config=TuneConfig(
@@ -364,14 +359,3 @@ def _run_trials(
 
 def _folder_name(trial: Any) -> str:
     return f"trial-{trial.trial_id}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _TUNE_ENV}
-    os.environ.update(_TUNE_ENV)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -13,11 +13,12 @@ from cluster.cli.serve import read_texts, serve_config
 from cluster.cli.terminal import friendly, say
 from cluster.cli.tune import last_run, tuned
 from cluster.connect import connected
+from cluster.ray_private.environment import ADDRESS
 from cluster.settings import Settings, load_settings
 
 _TIMED_MESSAGES: Final = 300
 _FEEDBACK: Final = 100
-_ELSEWHERE: Final = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "FIRSTLINE_RAY_ADDRESS")
+_ELSEWHERE: Final = ("MLFLOW_TRACKING_URI", ADDRESS, "FIRSTLINE_RAY_ADDRESS")
 _DEMO_ROWS: Final = 7000
 # Scoring a row costs a hundredth of training on it, and every row narrows the certificate.
 _DEMO_CERTIFY_SHARE: Final = 0.3

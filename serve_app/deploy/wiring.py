@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Iterator, Mapping
 from random import Random
 from typing import Any, Final, TypeVar
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.bundles import Role
+from cluster.ray_private import serve_client
 from cluster.settings import Settings
 from serve_app.cascade.answerer import ServedRelease
 from serve_app.deploy.config import TierConfig
@@ -69,11 +69,7 @@ def batcher_of(name: str, role: Role, card: Mapping[str, Any], config: TierConfi
 
 
 def handle_of(release: str, deployment: str) -> DeploymentHandle[Any]:
-    # Unchecked: in `serve deploy` both applications start at once, and a call on a handle waits
-    # until there is a replica.
-    return serve.get_deployment_handle(
-        deployment, app_name=release_app(release), _check_exists=False
-    )
+    return serve_client.handle_of(deployment, release_app(release))
 
 
 async def within(timeout_s: float, response: Awaitable[T]) -> T:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.connect import NAMESPACE
 from cluster.errors import FirstlineError, ServiceError
 from cluster.processes import started
+from cluster.ray_private.environment import ADDRESS
 from serve_app.jobs.store import LOG, OUT, Job, JobState, JobStore
 
 log = logging.getLogger(__name__)
@@ -236,7 +237,7 @@ class _RunnerActor:
     """The actor's body."""
 
     def __init__(self, home: Path, config: JobsConfig) -> None:
-        environment = {**os.environ, "FIRSTLINE_HOME": str(home), "RAY_ADDRESS": _address()}
+        environment = {**os.environ, "FIRSTLINE_HOME": str(home), ADDRESS: _address()}
         self._runner = Runner(home, config, score_command(config.cpus), environment)
         self._runner.start()
 

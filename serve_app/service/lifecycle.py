@@ -24,6 +24,10 @@ from pydantic import BaseModel, ConfigDict
 from cluster.connect import connect
 from cluster.errors import FirstlineError, ServiceError
 from cluster.processes import started
+from cluster.ray_private.auth import use_token
+from cluster.ray_private.environment import cluster_address
+from cluster.ray_private.haproxy_failover import failing_over
+from cluster.ray_private.serve_environment import serve_environment
 from cluster.releases import load_release
 from cluster.settings import Settings, load_settings
 from serve_app.access import keys as api_keys
@@ -31,19 +35,16 @@ from serve_app.cascade import traffic
 from serve_app.deploy.config import ServeConfig
 from serve_app.deploy.names import ROUTER_APP, release_app
 from serve_app.service.adaptive import ADAPT_EVERY_S
-from serve_app.service.haproxy_failover import failing_over
 from serve_app.service.process import (
     STOP_WAIT_S,
     forget,
     is_taken,
     make_token,
-    serve_environment,
     signals,
     spawn,
     stop_keeper,
     sweep,
     token_in_use,
-    use_token,
 )
 from serve_app.service.releases import try_adapt
 from serve_app.service.rollout import (
@@ -84,7 +85,7 @@ def start(
         ServiceError: one is running, the port is taken, or it does not come up in time.
     """
     _check_startable(settings, release_id, config)
-    if _cluster_address(settings):
+    if cluster_address(settings.ray_address):
         return _deploy_first(settings, release_id, config, None, wait_s)
     return spawn(settings, release_id, config, wait_s)
 
@@ -180,10 +181,6 @@ def stop(settings: Settings, wait_s: float = STOP_WAIT_S) -> bool:
 # ---- starting -----------------------------------------------------------------------------------
 
 
-def _cluster_address(settings: Settings) -> str:
-    return settings.ray_address or os.environ.get("RAY_ADDRESS", "")
-
-
 def _check_startable(settings: Settings, release_id: str, config: ServeConfig) -> None:
     """Everything that can be wrong before anything is started."""
     load_release(settings, release_id)
@@ -197,7 +194,7 @@ def _check_startable(settings: Settings, release_id: str, config: ServeConfig) -
         )
     if info is not None:
         forget(settings, info)
-    if not _cluster_address(settings) and is_taken(config.host, config.port):
+    if not cluster_address(settings.ray_address) and is_taken(config.host, config.port):
         raise ServiceError(
             f"Port {config.port} on {config.host} is taken by another process. Choose another one "
             "with --port, or find who has it with: ss -ltnp"
@@ -209,7 +206,7 @@ def _serving(
     settings: Settings, release_id: str, config: ServeConfig, wait_s: float
 ) -> Iterator[ServiceInfo]:
     """Serves inside the block, on a cluster of its own or on the one that was named."""
-    if _cluster_address(settings):
+    if cluster_address(settings.ray_address):
         try:
             yield _deploy_first(settings, release_id, config, None, wait_s)
         finally:

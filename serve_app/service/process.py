@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import socket
@@ -22,35 +21,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from cluster.errors import ServiceError
+from cluster.ray_private import auth
+from cluster.ray_private.serve_environment import mark_of
 from cluster.settings import Settings
 from serve_app.deploy.config import ServeConfig
-from serve_app.service import haproxy
 from serve_app.service.state import STATE, ServiceInfo, is_alive, read_info
 
 TOKEN: Final = "ray.token"  # noqa: S105 - a file name
 LOG: Final = "service.log"
 STOP_WAIT_S: Final = 60.0
-AUTH_MODE: Final = "RAY_AUTH_MODE"
-AUTH_PATH: Final = "RAY_AUTH_TOKEN_PATH"
 _POLL_S: Final = 0.2
-_MARKER: Final = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
-_NICENESS: Final = "RAY_worker_niceness"
-# What Ray writes down of itself. A value in the user's environment holds.
-_FRUGAL: Final = {
-    # Ray's own figures take a twentieth of a request; ours are /metrics.
-    "RAY_enable_metrics_collection": "0",
-    "RAY_event_stats": "0",
-    # What `ray list tasks` shows. Jobs and actors are listed as ever.
-    "RAY_task_events_report_interval_ms": "0",
-}
-# An ingress replica drains this long before it stops, so that load balancers on other machines
-# hear of it. Here the only one is the HAProxy beside it, which hears within half a second.
-_DRAIN_S: Final = "2"
 
 
 def forget(settings: Settings, info: ServiceInfo) -> None:
@@ -147,7 +132,7 @@ def make_token(settings: Settings) -> Path | None:
     ~/.ray/auth_token, which all clusters of the user share. With one of its own, this cluster's
     token opens no other, and the commands that join it need nothing from outside `home`.
     """
-    if AUTH_MODE in os.environ:
+    if auth.MODE in os.environ:
         return None
     path = settings.home / TOKEN
     path.unlink(missing_ok=True)
@@ -156,77 +141,9 @@ def make_token(settings: Settings) -> Path | None:
     return path
 
 
-def use_token(path: Path | None) -> None:
-    """Lets this process, and those that it starts, speak with the cluster of that token."""
-    if path is None:
-        return
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    os.environ[AUTH_MODE] = "token"
-    os.environ[AUTH_PATH] = str(path)
-    # Both are cached when Ray is imported; ray.init refreshes them this way too.
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
 def token_in_use(settings: Settings) -> Path | None:
     path = settings.home / TOKEN
-    return path if os.environ.get(AUTH_PATH) == str(path) else None
-
-
-def serve_environment(haproxy_dir: Path) -> Mapping[str, str]:
-    """HAProxy's files and side ports, apart from those of any other cluster on the machine."""
-    stats, metrics, http, grpc = _free_ports(4)
-    return {
-        _MARKER: str(haproxy_dir / "haproxy.cfg"),
-        haproxy.PROGRAM: str(_haproxy(haproxy_dir)),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy_dir / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy_dir),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy_dir / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy_dir / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        # HAProxy sends here what no router of ours takes. By default it is one port for all
-        # clusters of a machine, so that another service answered, and audited it in its own log.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
-        # A router that dies under a request says nothing, and HAProxy would cut its client off.
-        # Another router is asked instead, since whatever may be asked of us twice does no harm; but
-        # for a job, see haproxy.py.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": _DRAIN_S,
-        # Per request, a line from HAProxy to a Python process that counts it; ours are /metrics.
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        # A request takes it 0.05 to 0.08 ms, and a second thread makes each dearer by a fifth.
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 4))),
-        **{name: os.environ.get(name, value) for name, value in _FRUGAL.items()},
-        # Three missed checks and a new manager: how long a stand-in has to stand in
-        # (haproxy_failover.py).
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        "RAY_SERVE_PROXY_GRACEFUL_SHUTDOWN_TIMEOUT_S": "1",
-        # Each turn of Serve's controller, ten a second by default, takes 4 to 5 ms of CPU.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
-        # Ray makes its workers stand back by 15 for all else on the machine. Whoever waits for an
-        # answer comes first: before a client that floods it, and before a training run.
-        _NICENESS: os.environ.get(_NICENESS, "0"),
-    }
-
-
-def _haproxy(haproxy_dir: Path) -> Path:
-    """What Ray starts as HAProxy: haproxy.py."""
-    program = haproxy_dir / "haproxy"
-    words = shlex.join([sys.executable, "-P", haproxy.__file__])
-    program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-    program.chmod(0o700)
-    return program
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    return path if os.environ.get(auth.PATH) == str(path) else None
 
 
 def is_taken(host: str, port: int) -> bool:
@@ -257,12 +174,12 @@ def sweep(haproxy_dir: Path | None) -> None:
 
 def marked(haproxy_dir: Path) -> list[int]:
     """Processes, but this one, that inherited our HAProxy folder in their environment."""
-    marker = f"{_MARKER}={haproxy_dir}/".encode()
+    mark = mark_of(haproxy_dir)
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if marker in (folder / "environ").read_bytes():
+            if mark in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
     return found

@@ -9,7 +9,6 @@ after its golden messages came out right, a router's after it has the new `user_
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import httpx
 
 from cluster.connect import connect
 from cluster.errors import ServiceError
+from cluster.ray_private.auth import using_token
 from cluster.settings import Settings
 from serve_app.cascade.traffic import Routed
 from serve_app.deploy.config import ServeConfig
@@ -26,7 +26,6 @@ from serve_app.deploy.names import ROUTER, ROUTER_APP, release_app
 from serve_app.jobs.runner import ACTOR_NAME as JOBS_ACTOR
 from serve_app.monitor.actor import ACTOR_NAME, NAMESPACE
 from serve_app.monitor.stats import MonitorReport
-from serve_app.service.process import AUTH_MODE, AUTH_PATH, use_token
 from serve_app.service.state import ServiceInfo
 
 _POLL_S: Final = 0.2
@@ -73,15 +72,13 @@ def deploy(
 
     The list is the whole of what was deployed by config, so what others deployed this way is kept.
     """
-    from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
-    # What `serve deploy` reaches through the dashboard, which a local service does not run.
-    client = _get_global_client()
-    assert client is not None
+    from cluster.ray_private import serve_client
+
     theirs = [
         app.model_dump(exclude_unset=True)
-        for name, app in _get(client._controller.get_app_configs.remote()).items()
+        for name, app in serve_client.app_configs().items()
         if name != ROUTER_APP and app.import_path != _RELEASE_BUILDER
     ]
     ours = applications(config, settings.home, releases, routed)
@@ -92,7 +89,7 @@ def deploy(
             "applications": [*theirs, *ours],
         }
     )
-    client.deploy_apps(schema)
+    serve_client.deploy(schema)
 
 
 def _get(reference: Any, timeout_s: float | None = None) -> Any:
@@ -186,31 +183,18 @@ def connected(settings: Settings, info: ServiceInfo) -> Iterator[None]:
     """A driver in the service's cluster, for as long as the block takes."""
     import ray
 
+    from cluster.ray_private import serve_client
+
     if ray.is_initialized():
         yield
         return
-    kept = {name: os.environ.get(name) for name in (AUTH_MODE, AUTH_PATH)}
-    use_token(info.token_path)
-    try:
-        connect(settings.model_copy(update={"ray_address": info.ray_address}))
-        yield
-    finally:
-        _forget_controller()
-        ray.shutdown()
-        for name, value in kept.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def _forget_controller() -> None:
-    """Serve keeps its controller's handle, and knows a new session by the driver's job id. Those
-    are counted from one in each cluster, so the next service's driver can have the same."""
-    import ray
-    from ray.serve import context
-
-    if ray.is_initialized():
-        context._set_global_client(None)  # type: ignore[no-untyped-call]
+    with using_token(info.token_path):
+        try:
+            connect(settings.model_copy(update={"ray_address": info.ray_address}))
+            yield
+        finally:
+            serve_client.forget_controller()
+            ray.shutdown()
 
 
 def shut_down() -> None:

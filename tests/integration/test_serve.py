@@ -19,18 +19,18 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from ray.serve import context
 
 from cluster.audit.read import read
 from cluster.audit.records import AuditRecord, FeedbackRecord
 from cluster.errors import ServiceError
+from cluster.ray_private.haproxy import MAX_PER_ROUTER
 from cluster.settings import Settings
 from serve_app.cascade.cache import CacheConfig
 from serve_app.deploy.config import CloudConfig, ServeConfig, TierConfig
 from serve_app.http.errors import ErrorOut
 from serve_app.service import lifecycle, process, releases, state
-from serve_app.service.haproxy import MAX_PER_ROUTER
 from serve_app.service.state import ServiceInfo
+from tests.support.ray_private import is_forgotten
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message
 
@@ -309,7 +309,7 @@ def test_a_release_is_promoted_and_rolled_back_without_a_failed_request(running:
     assert state.ready
     assert set(state.applications.values()) == {"RUNNING"}
     # The next service that this process moves may give its driver the same job id.
-    assert context._global_client is None
+    assert is_forgotten()
 
 
 def test_an_edge_replica_is_added_under_load_and_removed_after(running: Running) -> None:

@@ -20,7 +20,6 @@ able to write there.
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +47,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cluster.files import read_json, sha256_json, write_json
 from cluster.progress import Report, silent
+from cluster.ray_private.environment import tuning
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import Rules
 from serve_app.decide.scores import Weighted
@@ -59,14 +59,7 @@ from tune.sweep.space import weights_of as weights_in
 
 # A trial is pure: it only ever dies with its worker, so it is worth another try.
 _RETRIES: Final = 2
-_TUNE_ENV: Final = {
-    # How often the state is written: what a killed sweep may lose.
-    "TUNE_GLOBAL_CHECKPOINT_S": "0.5",
-    # Nobody reads CSV or TensorBoard logs of every trial.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Callbacks in a RunConfig are pickled, and Tune would import all of MLflow to count them: 3 s.
-    "RAY_TUNE_CALLBACKS": "tune.sweep.search.Ticker,ray.tune.logger.JsonLoggerCallback",
-}
+_CHECKPOINT_S: Final = 0.5  # what a killed sweep may lose
 _ENDED: ContextVar[Callable[[int], None]] = ContextVar("ended", default=lambda done: None)
 _SHARED: Final = {"score", "class_margins"}
 
@@ -146,15 +139,12 @@ class Ticker(Callback):
 
 @contextmanager
 def _watched(progress: Report, total: int) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _TUNE_ENV}
     token = _ENDED.set(lambda done: progress(done, total))
-    os.environ.update(_TUNE_ENV)
     try:
-        yield
+        with tuning(f"{__name__}.{Ticker.__name__}", checkpoint_s=_CHECKPOINT_S):
+            yield
     finally:
         _ENDED.reset(token)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _results(

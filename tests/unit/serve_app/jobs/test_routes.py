@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 
 from cluster.errors import ServiceError
 from cluster.processes import started
+from cluster.ray_private import haproxy
 from cluster.settings import load_settings
 from serve_app.access.admission import Admission
 from serve_app.access.keys import Scope
@@ -24,7 +25,6 @@ from serve_app.contracts import Caller
 from serve_app.jobs.routes import Jobs, add_jobs
 from serve_app.jobs.runner import Command, JobsConfig, Runner, score_command
 from serve_app.jobs.store import JOBS, TEXTS, Job, JobState, JobStore
-from serve_app.service import haproxy
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message
 

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
-from ray.serve.request_router import PendingRequest, ReplicaID
+from ray.serve.request_router import ReplicaID
 
 from serve_app.tiers.least_outstanding import LeastOutstanding
 from serve_app.tiers.local_socket import ADDRESS
 from serve_app.tiers.socket_client import pool_of
+from tests.support import ray_private
+from tests.support.ray_private import DeploymentHandleSource, DeploymentID
 
 TIER = DeploymentID("edge", "release-r-1")
 HERE = "this node"
@@ -55,10 +56,8 @@ def run(story: Callable[[LeastOutstanding], Awaitable[None]], **says: int) -> No
 
 
 async def chosen(router: LeastOutstanding) -> ReplicaID:
-    metadata = RequestMetadata(request_id="1", internal_request_id="1")
     async with asyncio.timeout(5):
-        replica = await router._choose_replica_for_request(PendingRequest([], {}, metadata))
-    return replica.replica_id
+        return await ray_private.chosen(router)
 
 
 def test_a_call_goes_where_the_fewest_are_out() -> None:

@@ -10,8 +10,6 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
-from ray.serve._private.common import DeploymentID
-from ray.serve._private.serialization import RPCSerializer
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from cluster.errors import BundleError, ModelOutputError, ServiceError
@@ -19,6 +17,7 @@ from serve_app.contracts import Prediction, packed
 from serve_app.errors import OverloadedError
 from serve_app.tiers.batching import Batcher
 from serve_app.tiers.retry import RetryingCall
+from tests.support.ray_private import DeploymentID, RPCSerializer
 
 pytestmark = pytest.mark.anyio
 

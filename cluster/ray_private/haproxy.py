@@ -5,8 +5,9 @@
                            listeners
 
 Ray writes the file anew before each start, and takes the program's path from the environment
-(process.py); so it starts this, and this becomes HAProxy, under the same process number. It is run
-as a file and imports nothing of ours: HAProxy is killed and must be back within seconds.
+(serve_environment.py); so it starts this, and this becomes HAProxy, under the same process number.
+It is run as a file and imports nothing of ours: HAProxy is killed and must be back within seconds.
+Public would be settings of Serve for what is added below, or for lines of one's own.
 
 Decided once: requests wait in HAProxy, which sees them all and refuses one in microseconds. Without
 a bound it hands every request on, as a new connection where none is idle. A router takes one of
