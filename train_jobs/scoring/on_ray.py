@@ -21,11 +21,6 @@ _ATTEMPTS: Final = 3  # pools of actors
 _SHOWN: Final = 200  # characters of an error of Ray's
 
 
-def here(order: Order, chunks: Sequence[Chunk], cpus: int | None) -> Iterator[Scored]:
-    """In this process, one after the other."""
-    yield from map(scorer_of(order).score, chunks)
-
-
 class ChunkActor:
     """A Ray Data actor: the fields of a chunk -> the fields of what came of it."""
 

@@ -80,11 +80,6 @@ def hindsight_coverage(score: Floats, differs: Bools, risk: float) -> float:
     return hindsight_coverage_within(score, differs, differs, differs.size, risk=risk)
 
 
-def hindsight_coverage_at_agreement(score: Floats, differs: Bools, agreement: float) -> float:
-    """The same for the agreement among the messages kept: at least `agreement`, 1 of none kept."""
-    return hindsight_coverage_within(score, differs, differs, differs.size, agreement=agreement)
-
-
 def hindsight_coverage_within(
     score: Floats,
     differs: Bools,
@@ -100,6 +95,7 @@ def hindsight_coverage_within(
     Args:
         lost: 1 where only the cloud is right, -1 where only the edge is, else 0.
         labelled: rows with a true label, over which accuracy is lost; at least one.
+        agreement: among the messages kept; 1 of none kept.
     """
     kept, failures = _thresholds(score, differs)
     _, losses = _thresholds(score, lost)

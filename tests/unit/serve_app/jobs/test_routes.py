@@ -36,7 +36,7 @@ HERE = """
 import sys
 from pathlib import Path
 from cluster.settings import load_settings
-from train_jobs.scoring.on_ray import here
+from tests.support.scoring import here
 from train_jobs.scoring.score import ScoreConfig, run
 data, out, release = sys.argv[1:]
 config = ScoreConfig(data=Path(data), out=Path(out), release=release)
