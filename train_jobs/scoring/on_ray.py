@@ -1,4 +1,4 @@
-"""Where chunks are scored: in this process, or by actors of Ray Data."""
+"""How chunks are scored: by actors of Ray Data."""
 
 import logging
 import os
