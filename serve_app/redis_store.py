@@ -8,7 +8,7 @@ Decided once:
   first and 30 s at most; then one call tries it, and the others go on without it. One line in the
   log says that it went, one that it came back.
 - What comes out of Redis is not trusted. A value carries a keyed hash of its name and itself, so
-  what was not written under this name by a holder of the key reads as nothing, and is counted.
+  what was not written under this name by a holder of the key reads as nothing.
 - The URL may hold a password. It is in no log line, no error and no repr.
 
 Reads that come while one is out wait for it, and go together in the next: at 32 connections a read
@@ -153,7 +153,6 @@ class SharedStore:
         self._pause = Backoff()
         self._reads: deque[_Read] = deque()
         self._reader: asyncio.Task[None] | None = None
-        self.foreign = 0  # values without a right seal
 
     def __repr__(self) -> str:
         return f"SharedStore({self._where}, available={self.available})"
@@ -175,9 +174,6 @@ class SharedStore:
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read_all())
         return await future
-
-    async def set(self, name: str, value: bytes, ttl_s: float) -> bool:
-        return await self.set_many({name: value}, ttl_s)
 
     async def set_many(self, values: Mapping[str, bytes], ttl_s: float) -> bool:
         """Whether all were written; one round trip."""
@@ -277,10 +273,7 @@ class SharedStore:
         if sealed is None:
             return None
         value = sealed[_SEAL_BYTES:]
-        if compare_digest(sealed[:_SEAL_BYTES], self._mark(key, value)):
-            return value
-        self.foreign += 1
-        return None
+        return value if compare_digest(sealed[:_SEAL_BYTES], self._mark(key, value)) else None
 
 
 async def _mget(redis: Redis, keys: Sequence[str]) -> list[bytes | None]:

@@ -35,10 +35,9 @@ class BadLine:
 
 @dataclass(slots=True)
 class ReadReport:
-    """What a read met: records given out, torn last lines, and lines that are corrupt."""
+    """What a read met: records given out, and lines that are corrupt."""
 
     records: int = 0
-    torn: int = 0
     corrupt: list[BadLine] = field(default_factory=list)
 
 
@@ -128,7 +127,6 @@ def log_records(
     lines = _LineNumbers(descriptor)
     for line in file:
         if not line.endswith(b"\n"):  # torn, or a writer is just at it
-            report.torn += 1
             return
         try:
             yield parse(line)

@@ -53,14 +53,6 @@ class AuditRecord(NamedTuple):
         """One line of strict JSON; NaN and infinities become the strings that `float()` reads."""
         return _dumps(dict(zip(_ANSWER_KEYS, (ANSWER, *self), strict=True)))
 
-    @classmethod
-    def from_json(cls, line: str | bytes) -> "AuditRecord":
-        """Raises AuditError if the line is not an answer."""
-        record = parse(line)
-        if not isinstance(record, cls):
-            raise AuditError(f"The line is a {FEEDBACK} record; an {ANSWER} was expected.")
-        return record
-
 
 class FeedbackRecord(NamedTuple):
     """The label that an answer should have had, as reported later. `id` is the answer's."""
@@ -72,14 +64,6 @@ class FeedbackRecord(NamedTuple):
     def to_json(self) -> bytes:
         value = {"id": self.id, "time_s": self.time_s, "label": self.label}
         return _dumps({"kind": FEEDBACK, **value})
-
-    @classmethod
-    def from_json(cls, line: str | bytes) -> "FeedbackRecord":
-        """Raises AuditError if the line is not feedback."""
-        record = parse(line)
-        if not isinstance(record, cls):
-            raise AuditError(f"The line is an {ANSWER} record; {FEEDBACK} was expected.")
-        return record
 
 
 Record = AuditRecord | FeedbackRecord

@@ -16,18 +16,17 @@ hashes is looked up, so the work and the memory do not grow with what was seen (
 resemblance by minima of hashed shingles). No text is kept, only hashes under a salt of the process.
 
 Decided once: only API keys are watched, since without keys nobody can be told from anybody. Each
-router judges what it sees itself.
+router judges what it sees itself. None of it is an option: a key that is wronged is not watched
+(`"watched": false` in keys.json).
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
 from random import SystemRandom
 from typing import Final
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.contracts import AbuseAction, AbuseEvent, AbuseKind
 
@@ -42,38 +41,25 @@ _SAMPLE: Final = 16  # texts of a request that are looked at
 _DRAW: Final = SystemRandom()
 
 
-class AbuseRule(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbuseRule:
     """When evidence of one kind has consequences."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    allowed_share: float = Field(ge=0, lt=1, description="of bad events, that is nobody's concern")
-    leak_per_s: float = Field(gt=0, description="evidence forgotten per second")
-    slow_at: float = Field(gt=0, description="evidence from which on requests wait")
-    block_at: float = Field(gt=0, description="evidence at which the key is blocked")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "AbuseRule":
-        if self.block_at < self.slow_at:
-            raise ValueError(f"block_at is {self.block_at:g}, less than slow_at {self.slow_at:g}")
-        return self
+    allowed_share: float  # of bad events, that is nobody's concern
+    leak_per_s: float  # evidence forgotten per second
+    slow_at: float  # evidence from which on requests wait
+    block_at: float  # evidence at which the key is blocked
 
 
-class AbuseConfig(BaseModel):
-    """The rules. The figures behind the defaults are in docs/security.md."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    flood: AbuseRule = AbuseRule(allowed_share=0.0, leak_per_s=1.0, slow_at=60, block_at=600)
-    sweep: AbuseRule = AbuseRule(allowed_share=0.25, leak_per_s=0.05, slow_at=100, block_at=300)
-    garbage: AbuseRule = AbuseRule(allowed_share=0.5, leak_per_s=0.05, slow_at=100, block_at=300)
-    slow_ms: int = Field(500, ge=1, le=10_000, description="added to a slowed key's requests")
-    block_s: float = Field(300.0, gt=0, description="how long a block lasts")
-    max_keys: int = Field(256, ge=1, description="keys watched at a time, 0.5 MB each at most")
-
-    def rule(self, kind: AbuseKind) -> AbuseRule:
-        rule: AbuseRule = getattr(self, kind.value)
-        return rule
+# The traffic that these figures were tried on is in docs/security.md.
+RULES: Final[Mapping[AbuseKind, AbuseRule]] = {
+    AbuseKind.FLOOD: AbuseRule(allowed_share=0.0, leak_per_s=1.0, slow_at=60, block_at=600),
+    AbuseKind.SWEEP: AbuseRule(allowed_share=0.25, leak_per_s=0.05, slow_at=100, block_at=300),
+    AbuseKind.GARBAGE: AbuseRule(allowed_share=0.5, leak_per_s=0.05, slow_at=100, block_at=300),
+}
+SLOW_S: Final = 0.5  # added to a slowed key's requests
+BLOCK_S: Final = 300.0
+MAX_KEYS: Final = 256  # watched at a time; 0.5 MB each at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +154,19 @@ class Abuse:
 
     Args:
         on_event: told of every key that is slowed or blocked; must not wait nor raise.
+        rules: of every kind.
         sample: picks k of the texts of a large request.
     """
 
     def __init__(
         self,
-        config: AbuseConfig | None = None,
         on_event: Callable[[AbuseEvent], None] = lambda event: None,
         *,
+        rules: Mapping[AbuseKind, AbuseRule] = RULES,
         sample: Callable[[Sequence[str], int], list[str]] = _DRAW.sample,
     ) -> None:
-        self._config = config or AbuseConfig()
         self._on_event = on_event
+        self._rules = rules
         self._sample = sample
         self._keys: dict[str, _Watched] = {}
 
@@ -193,9 +180,9 @@ class Abuse:
             return AbuseVerdict(blocked_s=watched.blocked_until_s - now_s)
         for kind, evidence in watched.evidence.items():
             if evidence.slowed:
-                evidence.leak(self._config.rule(kind), now_s)
+                evidence.leak(self._rules[kind], now_s)
                 if evidence.slowed:
-                    return AbuseVerdict(delay_s=self._config.slow_ms / 1000.0)
+                    return AbuseVerdict(delay_s=SLOW_S)
         return _FINE
 
     def refused(self, key: str, now_s: float) -> None:
@@ -219,12 +206,12 @@ class Abuse:
     def _watch(self, key: str) -> _Watched:
         watched = self._keys.pop(key, None) or _Watched()
         self._keys[key] = watched
-        if len(self._keys) > self._config.max_keys:
+        if len(self._keys) > MAX_KEYS:
             del self._keys[next(iter(self._keys))]  # the one that was quiet for longest
         return watched
 
     def _add(self, key: str, kind: AbuseKind, bad: int, total: int, now_s: float) -> None:
-        watched, rule = self._watch(key), self._config.rule(kind)
+        watched, rule = self._watch(key), self._rules[kind]
         evidence = watched.evidence[kind]
         evidence.add(rule, bad, total, now_s)
         if now_s < watched.blocked_until_s:
@@ -238,6 +225,6 @@ class Abuse:
 
     def _block(self, key: str, kind: AbuseKind, watched: _Watched, now_s: float) -> None:
         """Until then the key is refused; after, it starts anew."""
-        until_s = now_s + self._config.block_s
+        until_s = now_s + BLOCK_S
         self._keys[key] = _Watched(blocked_until_s=until_s)
         self._on_event(AbuseEvent(key, kind, AbuseAction.BLOCKED, until_s))

@@ -19,7 +19,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from cachetools import TTLCache
@@ -137,20 +136,8 @@ def _float(value: Any) -> float:
     return value
 
 
-@dataclass(slots=True)
-class CacheCounts:
-    """Since the start. `refused`: values in Redis that were no answer of the release."""
-
-    hits: int = 0
-    shared_hits: int = 0  # of the hits, those that came from Redis
-    misses: int = 0
-    refused: int = 0
-
-
 class Cache(Protocol):
     """What the router asks. None of it raises."""
-
-    counts: CacheCounts
 
     def key(self, release: str, caller: str, text: str) -> str: ...
 
@@ -165,9 +152,6 @@ class Cache(Protocol):
 
 class NoCache:
     """Keeps nothing."""
-
-    def __init__(self) -> None:
-        self.counts = CacheCounts()
 
     def key(self, release: str, caller: str, text: str) -> str:
         return ""
@@ -200,7 +184,6 @@ class ResponseCache:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counts = CacheCounts()
         self._hash = TextHasher(derive_key(key, "response cache"))
         self._local: TTLCache[str, Cached] = TTLCache(config.max_entries, config.ttl_s, clock)
         self._ttl_s = config.ttl_s
@@ -218,9 +201,6 @@ class ResponseCache:
         gaps = [index for index, cached in enumerate(found) if cached is None]
         if gaps and self._store is not None:
             await self._from_store(self._store, keys, found, gaps, labels)
-        misses = sum(found[index] is None for index in gaps)
-        self.counts.misses += misses
-        self.counts.hits += len(found) - misses
         return found
 
     def put_many(self, pairs: Iterable[tuple[str, Cached]], labels: Container[str]) -> None:
@@ -255,13 +235,8 @@ class ResponseCache:
         """Fills what gaps in `found` it can."""
         values = await store.get_many([_NAMESPACE + keys[index] for index in gaps])
         for index, data in zip(gaps, values, strict=True):
-            if data is None:
-                continue
-            if (cached := decode(data, labels)) is None:
-                self.counts.refused += 1
-                continue
-            self.counts.shared_hits += 1
-            self._local[keys[index]] = found[index] = cached
+            if data is not None and (cached := decode(data, labels)) is not None:
+                self._local[keys[index]] = found[index] = cached
 
 
 def make_cache(config: CacheConfig, key: bytes, store: SharedStore | None) -> Cache:

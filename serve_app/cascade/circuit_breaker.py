@@ -114,7 +114,6 @@ class CircuitBreaker:
         self._since_s = 0.0  # opened, or the last probe left
         self._out = 0  # probes that may be out
         self._good = 0
-        self.opened = 0
 
     @property
     def state(self) -> CircuitState:
@@ -174,7 +173,6 @@ class CircuitBreaker:
 
     def _open(self, now_s: float) -> None:
         self._state, self._since_s = CircuitState.OPEN, now_s
-        self.opened += 1
 
     def _close(self) -> None:
         self._state = CircuitState.CLOSED

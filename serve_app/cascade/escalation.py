@@ -59,7 +59,6 @@ class EscalationBudget:
         self._used = RecentCount(MINUTE_S)
         self._tokens = float(floor_per_min)
         self._filled_s = clock()
-        self.refused = 0
 
     def take(self, seen: int, wanted: int) -> int:
         """Args: seen: messages of a request, whatever their route; wanted: of these, the hard."""
@@ -71,7 +70,6 @@ class EscalationBudget:
         self._tokens -= allowed
         if self._max_per_min is not None:
             self._used.add(allowed, now_s)
-        self.refused += wanted - allowed
         return allowed
 
     def give_back(self, count: int) -> None:

@@ -31,6 +31,12 @@ from serve_app.tiers.replica import Tier
 _ROUTERS: Final = 8  # that may ask a tier at once
 # An update starts as many new replicas as there are before it stops the old ones.
 _SURGE_PERCENT: Final = 100
+# How a tier scales. A replica works on one list at a time, so a second list on hand is one that
+# waits; load has to last some seconds, because a replica takes as long to come up.
+TARGET_LISTS: Final = 1.0  # on hand for each replica
+_UPSCALE_DELAY_S: Final = 5.0
+_LOOK_BACK_S: Final = 5.0  # load is a mean over this long
+_METRICS_EVERY_S: Final = 1.0
 POLICY: Final = f"{by_lists.__module__}:{by_lists.__name__}"
 # A log line per request and per call costs a tenth of a router's time; the audit log has them all.
 # Serve makes each line before it throws it away, unless the level says that nobody wants it.
@@ -117,11 +123,11 @@ def _tier(
             "policy": {"policy_function": POLICY},
             "min_replicas": config.min_replicas,
             "max_replicas": config.max_replicas,
-            "target_ongoing_requests": config.target_ongoing_requests,
-            "upscale_delay_s": config.upscale_delay_s,
+            "target_ongoing_requests": TARGET_LISTS,
+            "upscale_delay_s": _UPSCALE_DELAY_S,
             "downscale_delay_s": config.downscale_delay_s,
-            "look_back_period_s": config.look_back_s,
-            "metrics_interval_s": min(1.0, config.look_back_s / 2),
+            "look_back_period_s": _LOOK_BACK_S,
+            "metrics_interval_s": _METRICS_EVERY_S,
         },
     )(Tier)
     return deployed.bind(str(path), sha256, threads=config.threads, artifact=artifact)

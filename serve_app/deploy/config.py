@@ -1,29 +1,37 @@
-"""The options of the service, typed, with defaults that work. Unknown keys are refused."""
+"""The options of the service, typed, with defaults that work. Unknown keys are refused.
+
+An option is what an operator has a reason to set: where it listens, how large it is, what may be
+spent, kept and asked. What paces the parts is a constant beside the code that it paces.
+"""
 
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serve_app.access.abuse import AbuseConfig
 from serve_app.access.rate_limits import RateConfig
 from serve_app.cascade.cache import CacheConfig
-from serve_app.cascade.circuit_breaker import CircuitBreaker
 from serve_app.cascade.escalation import EscalationBudget, default_budget_share
-from serve_app.http.idempotency import IdempotencyConfig
+from serve_app.deploy.fixed import check_fixed
 from serve_app.jobs.runner import JobsConfig
-from serve_app.request_limits import MAX_TEXTS
 
 MAX_EXPLORE_SHARE: Final = 0.5
 _RELEASES_UP: Final = 4  # the champion, the one before, a canary and a shadow
+_CALLS_PER_REPLICA: Final = 2  # lists that it holds: one runs, one waits
 
 Clock = Callable[[], float]
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_fixed(cls, given: Any) -> Any:
+        check_fixed(given)
+        return given
 
 
 class TierConfig(_Model):
@@ -33,20 +41,8 @@ class TierConfig(_Model):
     max_replicas: int = Field(2, ge=1)
     cpus: float = Field(0.5, gt=0, description="per replica, as Ray counts them")
     threads: int = Field(1, ge=1, description="of a replica: messages that run side by side")
-    target_ongoing_requests: float = Field(1.0, gt=0, description="lists per replica to scale by")
-    upscale_delay_s: float = Field(5.0, ge=0)
-    downscale_delay_s: float = Field(120.0, ge=0)
-    look_back_s: float = Field(5.0, gt=0, description="load is a mean over this long")
-    calls_per_replica: int = Field(
-        2, ge=1, description="lists a replica holds: one runs, one waits"
-    )
-    worth_a_call: int = Field(
-        16, ge=0, description="messages that wait for each list out before another leaves"
-    )
-    max_batch: int = Field(24, ge=2, description="messages per list")
-    max_queued: int = Field(2048, ge=MAX_TEXTS, description="messages waiting in a router")
-    max_wait_s: float = Field(
-        0.75, gt=0, description="expected until an answer; with more, a request is refused"
+    downscale_delay_s: float = Field(
+        120.0, ge=0, description="without load, until a replica is removed"
     )
     timeout_s: float = Field(5.0, gt=0, description="for a message, its wait included")
     by_label: bool = Field(False, description="only on nodes started with --labels tier=<tier>")
@@ -63,7 +59,7 @@ class TierConfig(_Model):
     def max_in_flight(self) -> int:
         """Lists a router has out at once: enough for as many replicas as there may be, so that
         autoscaling sees the load."""
-        return self.calls_per_replica * self.max_replicas
+        return _CALLS_PER_REPLICA * self.max_replicas
 
 
 class CloudConfig(TierConfig):
@@ -82,27 +78,12 @@ class ReleaseArgs(_Model):
     cloud: CloudConfig = CloudConfig()
 
 
-class BreakerConfig(_Model):
-    """When the cloud is left alone, see `breakers.CircuitBreaker`."""
-
-    failure_share: float = Field(0.5, gt=0, le=1)
-    min_messages: int = Field(20, ge=1)
-    window_s: float = Field(10.0, gt=0)
-    max_consecutive: int = Field(5, ge=1, description="calls that brought nothing but failures")
-    open_s: float = Field(5.0, gt=0, description="until it is tried again")
-    probes: int = Field(3, ge=1)
-
-    def made(self, clock: Clock) -> CircuitBreaker:
-        return CircuitBreaker(clock, **self.model_dump())
-
-
 class BudgetConfig(_Model):
-    """What may be escalated, see `breakers.EscalationBudget`; per router."""
+    """What may be escalated, see `EscalationBudget`; per router."""
 
     share: float | None = Field(
         None, gt=0, le=1, description="of all messages; empty: three times the certified share"
     )
-    floor_per_min: int = Field(300, ge=MAX_TEXTS)
     max_per_min: int | None = Field(None, ge=1)
 
     def made(self, clock: Clock, cloud_share: float) -> EscalationBudget:
@@ -110,7 +91,6 @@ class BudgetConfig(_Model):
         return EscalationBudget(
             clock,
             share=self.share or default_budget_share(cloud_share),
-            floor_per_min=self.floor_per_min,
             max_per_min=self.max_per_min,
         )
 
@@ -128,12 +108,9 @@ class RouterConfig(_Model):
     )
     edge: TierConfig = TierConfig()
     cloud: CloudConfig = CloudConfig()
-    breaker: BreakerConfig = BreakerConfig()
     budget: BudgetConfig = BudgetConfig()
     cache: CacheConfig = CacheConfig()
-    idempotency: IdempotencyConfig = IdempotencyConfig()
     rates: RateConfig = RateConfig()
-    abuse: AbuseConfig = AbuseConfig()
     jobs: JobsConfig = JobsConfig()
 
 

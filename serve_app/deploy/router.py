@@ -32,6 +32,7 @@ from serve_app.access.rate_limits import Rates
 from serve_app.cascade.answerer import Answerer, ServedRelease
 from serve_app.cascade.audit_writer import AuditWriter
 from serve_app.cascade.cache import make_cache
+from serve_app.cascade.circuit_breaker import CircuitBreaker
 from serve_app.cascade.escalation import EscalationLimit
 from serve_app.cascade.traffic import Routed, Traffic
 from serve_app.contracts import Caller
@@ -102,7 +103,7 @@ class Router:
         self._key = load_key(settings.home / "audit.key", settings.audit_key)
         self._store = store_of(settings, self._key)
         self._cache = make_cache(args.cache, self._key, self._store)
-        self._idempotency = Idempotency(args.idempotency, self._key, self._store)
+        self._idempotency = Idempotency(self._key, self._store)
         self._monitor = MonitorClient(settings)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="prepare")
         self._routing: _Routing | None = None
@@ -111,7 +112,7 @@ class Router:
         self._looking, self._looked_s = asyncio.Lock(), -math.inf
         self._missing: list[str] = []
         runner = RayRunner(settings.home, args.jobs)
-        self._jobs = Jobs(settings.home, self._champion_id, runner, args.jobs)
+        self._jobs = Jobs(settings.home, self._champion_id, runner)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         settings, args = self._settings, self._args
@@ -119,7 +120,7 @@ class Router:
         admission = Admission(
             keys,
             Rates(args.rates, settings.redis_url),
-            Abuse(args.abuse, self._monitor.abuse),
+            Abuse(self._monitor.abuse),
         )
         api = create_api(self, admission=admission, idempotency=self._idempotency)
         add_jobs(api, self._jobs, admission)
@@ -178,7 +179,7 @@ class Router:
             cloud=batcher_of(name, "cloud", card, args.cloud),
             room=edge.check,
             escalation=EscalationLimit(
-                args.breaker.made(time.monotonic), args.budget.made(time.monotonic, cloud_share)
+                CircuitBreaker(time.monotonic), args.budget.made(time.monotonic, cloud_share)
             ),
             cache=self._cache,
             card=card,

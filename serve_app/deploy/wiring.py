@@ -60,10 +60,6 @@ def batcher_of(name: str, role: Role, card: Mapping[str, Any], config: TierConfi
     return Batcher(
         RetryingCall(call_of(handle_of(name, role), connections, card["bundles"][role])),
         max_in_flight=config.max_in_flight,
-        max_batch=config.max_batch,
-        max_queued=config.max_queued,
-        max_wait_s=config.max_wait_s,
-        worth_a_call=config.worth_a_call,
         timeout_s=config.timeout_s,
     )
 

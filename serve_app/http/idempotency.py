@@ -36,13 +36,16 @@ from hmac import compare_digest
 from typing import Final
 
 from cachetools import TTLCache
-from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.errors import IdempotencyConflictError, IdempotencyInWorkError, IdempotencyKeyError
 from serve_app.redis_store import Claim, SharedStore, derive_key
 
 Make = Callable[[], Awaitable[bytes]]
 
+TTL_S: Final = 600.0  # how long a key holds: clients that retry do so within minutes
+WAIT_S: Final = 5.0  # for a first request that is in work: longer than a killed router's claim
+MAX_ENTRIES: Final = 10_000  # answers in each router
+MAX_BYTES: Final = 32 << 20  # of answers in each router: 3 KB for each of so many
 CLAIM_S: Final = 3.0
 _RENEWALS: Final = 3  # per life of a claim, so that two may go astray
 _FIRST_POLL_S: Final = 0.02
@@ -53,17 +56,6 @@ _IN_WORK: Final = b"w"
 _DONE: Final = b"d"
 # A string of RFC 8941 without escapes, or the same without quotes, as most clients send it.
 _HEADER: Final = re.compile(r'"([!#-\[\]-~]{1,255})"|([!#-\[\]-~]{1,255})')
-
-
-class IdempotencyConfig(BaseModel):
-    """How many answers are kept, and for how long."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    ttl_s: float = Field(600.0, gt=0, le=86_400, description="how long a key holds")
-    wait_s: float = Field(5.0, ge=0, le=60, description="for a first request that is in work")
-    max_entries: int = Field(10_000, ge=1, le=1_000_000, description="answers in each router")
-    max_bytes: int = Field(32 << 20, ge=1, description="of answers in each router")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +99,25 @@ class Idempotency:
 
     def __init__(
         self,
-        config: IdempotencyConfig,
         key: bytes,
         store: SharedStore | None = None,
         *,
+        ttl_s: float = TTL_S,
+        wait_s: float = WAIT_S,
+        max_entries: int = MAX_ENTRIES,
+        max_bytes: int = MAX_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config = config
+        self._ttl_s, self._wait_s = ttl_s, wait_s
         self._key = derive_key(key, "idempotency")
         self._store = store
         self._clock = clock
         self._flights: dict[str, _Flight] = {}
         # Each counts for its share at least, so that one size bounds the bytes and the entries.
-        least = max(1, config.max_bytes // config.max_entries)
-        most = min(config.max_bytes, least * config.max_entries)
+        least = max(1, max_bytes // max_entries)
+        most = min(max_bytes, least * max_entries)
         self._done: TTLCache[str, _Done] = TTLCache(
-            most, config.ttl_s, clock, lambda done: max(least, len(done.answer))
+            most, ttl_s, clock, lambda done: max(least, len(done.answer))
         )
 
     def name(self, caller: str, header: str) -> str:
@@ -145,7 +140,7 @@ class Idempotency:
             IdempotencyInWorkError: the first was not answered within `wait_s`.
             Exception: what `make` raised, if it was this call's.
         """
-        until_s = self._clock() + self._config.wait_s
+        until_s = self._clock() + self._wait_s
         while True:
             if done := self._done.get(key):
                 return _same(done.fingerprint, fingerprint, done.answer), True
@@ -197,7 +192,7 @@ class Idempotency:
             return answer, True
         async with self._held(self._store, name, claim):
             answer = await make()
-        await self._store.replace(name, claim, _DONE + fingerprint + answer, self._config.ttl_s)
+        await self._store.replace(name, claim, _DONE + fingerprint + answer, self._ttl_s)
         return answer, False
 
     async def _claim(

@@ -24,7 +24,7 @@ from serve_app.errors import RefusedError
 from serve_app.http.body import BodyBudget
 from serve_app.http.docs_page import docs_page
 from serve_app.http.errors import HANDLERS, MAX_DETAILS, Detail, ErrorOut, problem
-from serve_app.http.idempotency import Idempotency, IdempotencyConfig
+from serve_app.http.idempotency import Idempotency
 from serve_app.http.middleware import MAX_IN_WORK, JsonReply, Middleware, MiddlewareApi
 from serve_app.http.models import ClassifyIn, ClassifyOut, FeedbackIn, FeedbackOut
 from serve_app.request_limits import MAX_DEADLINE_MS
@@ -158,7 +158,7 @@ def create_api(
         idempotency: None: keys hold within this application.
     """
     admission = admission or Admission()
-    idempotency = idempotency or Idempotency(IdempotencyConfig(), secrets.token_bytes())
+    idempotency = idempotency or Idempotency(secrets.token_bytes())
     middleware = Middleware(
         admission=admission,
         body_budget=body_budget or BodyBudget(),

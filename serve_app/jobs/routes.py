@@ -28,13 +28,15 @@ from serve_app.access.admission import Admission
 from serve_app.access.keys import Scope
 from serve_app.contracts import Caller
 from serve_app.http.errors import ErrorOut, problem
-from serve_app.jobs.runner import JobsConfig, RunnerClient
+from serve_app.jobs.runner import RunnerClient
 from serve_app.jobs.store import OUT, Job, JobState, JobStore
 from serve_app.scored import SUMMARY, rows
 
 log = logging.getLogger(__name__)
 
 MAX_TEXTS: Final = 10_000
+MAX_QUEUED: Final = 32  # jobs that are not over; each holds its texts on the disk
+MAX_QUEUED_PER_KEY: Final = 8  # so that one key leaves room for others
 RETRY_AFTER_S: Final = 30
 _LINES: Final = 256  # of results that are sent at a time
 _Column = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
@@ -115,12 +117,10 @@ class Jobs:
         home: Path,
         release: Callable[[], str],
         runner: RunnerClient,
-        config: JobsConfig | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = JobStore(home)
         self._release, self._runner = release, runner
-        self._config = config or JobsConfig()
         self._now = now
 
     async def resume(self) -> None:
@@ -156,11 +156,10 @@ class Jobs:
                 raise UnknownFileError(str(error)) from None
         waiting = [one for one in self._store.all() if not one.state.is_over]
         own = sum(one.owner == job.owner for one in waiting)
-        config = self._config
-        if len(waiting) >= config.max_queued or own >= config.max_queued_per_key:
+        if len(waiting) >= MAX_QUEUED or own >= MAX_QUEUED_PER_KEY:
             raise QueueFullError(
                 f"{len(waiting)} jobs wait or run, {own} of them of this key; at most "
-                f"{config.max_queued} and {config.max_queued_per_key} may. Wait until one is done."
+                f"{MAX_QUEUED} and {MAX_QUEUED_PER_KEY} may. Wait until one is done."
             )
         self._store.add(job, texts)
 

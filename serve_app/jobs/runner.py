@@ -46,8 +46,6 @@ class JobsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cpus: int = Field(1, ge=1, description="processes of one job, at a lower priority")
-    max_queued: int = Field(32, ge=1, description="jobs that are not over")
-    max_queued_per_key: int = Field(8, ge=1)
     retention_s: float = Field(86_400.0, gt=0, description="from its end until it is removed")
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.audit.read import read
-from cluster.audit.records import AuditRecord, FeedbackRecord, Record
+from cluster.audit.records import Record
 from serve_app.contracts import AbuseEvent
 from serve_app.decide.cost import Prices
-from serve_app.monitor.emitter import Send
 from serve_app.monitor.prometheus import prometheus_text
 from serve_app.monitor.stats import AlertThresholds, MonitorReport, Stats
 from serve_app.monitor.windows import Windows
@@ -45,18 +44,9 @@ class MonitorActor:
         last = config.capacity * _RECORDS_PER_ANSWER
         self._windows.ingest(read(audit_dir, since_s, last=last))
 
-    def ping(self) -> bool:
-        return True
-
     def ingest(self, records: Sequence[Record]) -> None:
         """What a MetricsEmitter sends."""
         self._windows.ingest(records)
-
-    def observe(self, records: Sequence[AuditRecord]) -> None:
-        self._windows.observe(records)
-
-    def feedback(self, records: Sequence[FeedbackRecord]) -> None:
-        self._windows.feedback(records)
 
     def count_bad_outputs(self, count: int) -> None:
         self._windows.count_bad_outputs(count, time.time())
@@ -105,15 +95,3 @@ def get_or_create(
         num_cpus=0,
     )
     return actor.remote(audit_dir, prices, thresholds)
-
-
-def resolve_actor() -> Send:
-    """The `resolve` of a MetricsEmitter in a Ray process: looks the monitor up by name."""
-    import ray
-
-    actor = ray.get_actor(ACTOR_NAME, NAMESPACE)
-
-    async def send(batch: list[Record]) -> None:
-        await actor.ingest.remote(batch)
-
-    return send

@@ -104,6 +104,8 @@ class MetricsEmitter:
         except Exception as error:  # noqa: BLE001 - open on failure: metrics never stop an answer
             self._put_back(error)
         else:
+            if self._failing:
+                log.warning("The monitor is back; dropped since the start: %d.", self.dropped)
             self._failing = False
             self._in_flight = []
 

@@ -4,9 +4,9 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cluster.errors import ServiceError
 from cluster.files import read_json, write_json
@@ -14,6 +14,7 @@ from cluster.processes import started
 from cluster.settings import Settings
 from serve_app.cascade.traffic import Routed
 from serve_app.deploy.config import ServeConfig
+from serve_app.deploy.fixed import without_fixed
 
 STATE: Final = "service.json"
 _MOVING: Final = "service.lock"
@@ -43,6 +44,12 @@ class ServiceInfo(BaseModel):
     token_path: Path | None = None
     config: ServeConfig
     started_at: str
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _of_any_version(cls, given: Any) -> Any:
+        """A service that an older version started must be found, moved and stopped by this one."""
+        return without_fixed(given)
 
     @property
     def url(self) -> str:

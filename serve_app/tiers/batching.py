@@ -28,6 +28,10 @@ from serve_app.tiers.service_rate import ServiceRate
 # Texts of a request that wait with single messages, and not behind lists. Simulated beside two
 # clients with 256 texts each, a single one takes at most 0.23 s, and 0.62 where a call takes 64.
 _FIRST: Final = 8
+MAX_BATCH: Final = 24  # messages in a list; see `max_wait_s` and `_FIRST` for what more would do
+MAX_QUEUED: Final = 2048  # messages: eight whole requests
+MAX_WAIT_S: Final = 0.75
+WORTH_A_CALL: Final = 16  # messages; measured against 12, 9, 8 and 4: docs/performance.md
 _SHARE_STEP: Final = 0.1  # a mean over some ten calls
 _FAIR_S: Final = 1.0  # a caller's deadline shorter than this says nothing about the tier
 
@@ -86,8 +90,7 @@ class Batcher:
         max_queued: texts waiting for a call; more are refused.
         timeout_s: from arrival to outcome, the wait included; a call lasts no longer either.
         worth_a_call: messages that must wait for each call that is out before another leaves. A
-        call
-            costs as much CPU as several messages, so under load few long calls get more done;
+            call costs as much CPU as several messages, so under load few long calls get more done;
             0 fills every slot at once.
         max_wait_s: expected until a request is answered; one that would take longer is refused,
             but none for its own length: half of that is waited for its turn in any case. Simulated
@@ -100,11 +103,11 @@ class Batcher:
         call: TierCall,
         *,
         max_in_flight: int,
-        max_batch: int,
-        max_queued: int,
         timeout_s: float,
-        max_wait_s: float = 0.75,
-        worth_a_call: int = 0,
+        max_batch: int = MAX_BATCH,
+        max_queued: int = MAX_QUEUED,
+        max_wait_s: float = MAX_WAIT_S,
+        worth_a_call: int = WORTH_A_CALL,
     ) -> None:
         self._call = call
         self._worth_a_call = worth_a_call

@@ -22,7 +22,8 @@ import numpy as np
 from scipy import stats
 
 from tests.bench.rows import Row, publish, row
-from tune.certificate.bounds import allowed_failures, allowed_losses, level
+from tests.support.bounds import allowed_losses
+from tune.certificate.bounds import allowed_failures, level
 from tune.replay import Bools, Floats, Ints, Table, load_table
 
 DRAWS: Final = 1000
@@ -186,7 +187,7 @@ def _agreement(population: Population, sample: Sample, first: int, target: float
 
 
 def _agreement_p_values(sample: Sample, target: float) -> Floats:
-    """`tune.certificate.bounds.agreement_p_value` of every draw and threshold."""
+    """`tune.certificate.bounds.p_value` of the kept rows, of every draw and threshold."""
     return np.asarray(stats.binom.cdf(sample.failures, sample.kept, target), np.float64)
 
 

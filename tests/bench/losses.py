@@ -23,7 +23,8 @@ from typing import Final
 import numpy as np
 
 from tests.bench.rows import Row, publish, row
-from tune.certificate.bounds import level, loss_upper_bound, lower_bound, upper_bound
+from tests.support.bounds import lower_bound
+from tune.certificate.bounds import level, loss_upper_bound, upper_bound
 from tune.replay import Floats, Ints
 
 CONFIDENCE: Final = 0.95

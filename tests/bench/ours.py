@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from cluster.settings import Settings
-from serve_app.access.abuse import AbuseConfig, AbuseRule
 from serve_app.access.rate_limits import RateConfig
 from serve_app.cascade.cache import CacheConfig
 from serve_app.deploy.config import ServeConfig
@@ -19,7 +18,6 @@ from tests.bench.peers import free_port
 
 PATH: Final = "/v1/classify"
 _NO_END: Final = 10**9
-_NEVER: Final = AbuseRule(allowed_share=0.0, leak_per_s=1.0, slow_at=_NO_END, block_at=_NO_END)
 
 
 def config(**changes: Any) -> ServeConfig:
@@ -27,7 +25,6 @@ def config(**changes: Any) -> ServeConfig:
     let_off = {
         "cache": CacheConfig(enabled=False),
         "rates": RateConfig(requests_per_min=_NO_END, texts_per_min=_NO_END),
-        "abuse": AbuseConfig(flood=_NEVER, sweep=_NEVER, garbage=_NEVER),
     }
     return ServeConfig.model_validate({"port": free_port(), **let_off, **changes})
 

@@ -36,7 +36,7 @@ from tune.reporting.metrics import (
     Floats,
     Ints,
     hindsight_coverage,
-    hindsight_coverage_at_agreement,
+    hindsight_coverage_within,
 )
 
 TRACER: Final = "tracer-llm"
@@ -143,11 +143,15 @@ def table(
     for peer, made in others.items():
         theirs = hindsight_coverage(made.score, made.differs, found.risk)
         yield row(f"{name}: hindsight at that risk, over {peer}", [best], [theirs])
-    best = hindsight_coverage_at_agreement(ours.score, test.differs, found.agreement)
+    best = _at_agreement(ours.score, test.differs, found.agreement)
     for peer, made in others.items():
-        theirs = hindsight_coverage_at_agreement(made.score, made.differs, found.agreement)
+        theirs = _at_agreement(made.score, made.differs, found.agreement)
         figure = f"{name}: hindsight at {found.agreement:.2%} agreement, over {peer}"
         yield row(figure, [best], [theirs])
+
+
+def _at_agreement(score: Floats, differs: Bools, agreement: float) -> float:
+    return hindsight_coverage_within(score, differs, differs, differs.size, agreement=agreement)
 
 
 def over_tracer(figure: str, coverage: float, found: Tracer) -> Row:

@@ -29,7 +29,6 @@ from cluster.audit.read import read
 from cluster.audit.records import AuditRecord
 from cluster.releases import load_release
 from cluster.settings import Settings
-from serve_app.access.abuse import AbuseConfig, AbuseRule
 from serve_app.deploy.config import BudgetConfig, CloudConfig, ServeConfig, TierConfig
 from serve_app.guard.pii import PiiKind
 from serve_app.guard.prepare import prepare
@@ -208,14 +207,12 @@ def _wait_for(what: Callable[[], bool], within_s: float = 10.0) -> bool:
 
 def _config() -> ServeConfig:
     """Nothing that is there to hold traffic back holds it back here."""
-    never = AbuseRule(allowed_share=0.99, leak_per_s=1000.0, slow_at=1e6, block_at=1e6)
     return ServeConfig(
         port=_free_port(),
         explore_share=0.5,
-        edge=TierConfig(max_replicas=1, max_wait_s=30, timeout_s=30),
-        cloud=CloudConfig(max_replicas=1, max_wait_s=30, timeout_s=30),
-        budget=BudgetConfig(share=1.0, floor_per_min=1_000_000),
-        abuse=AbuseConfig(flood=never, sweep=never, garbage=never),
+        edge=TierConfig(max_replicas=1, timeout_s=30),
+        cloud=CloudConfig(max_replicas=1, timeout_s=30),
+        budget=BudgetConfig(share=1.0),
     )
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from cluster.audit.records import AuditRecord, FeedbackRecord, Record
 from cluster.audit.write import AuditLog
-from serve_app.monitor.actor import ACTOR_NAME, NAMESPACE, get_or_create, resolve_actor
-from serve_app.monitor.emitter import MetricsEmitter
+from serve_app.monitor.actor import ACTOR_NAME, NAMESPACE, get_or_create
+from serve_app.monitor.emitter import MetricsEmitter, Send
 from serve_app.monitor.stats import Stats
 
 ray = pytest.importorskip("ray")
@@ -67,11 +67,20 @@ def snapshot(actor: Any) -> Stats:
     return stats
 
 
+def resolve() -> Send:
+    actor = ray.get_actor(ACTOR_NAME, NAMESPACE)
+
+    async def send(batch: list[Record]) -> None:
+        await actor.ingest.remote(batch)
+
+    return send
+
+
 def emit(batch: list[Record]) -> int:
     """Through an emitter, as a router does; gives what it dropped."""
 
     async def test() -> int:
-        emitter = MetricsEmitter(resolve_actor, flush_interval_s=0.01, batch_size=50)
+        emitter = MetricsEmitter(resolve, flush_interval_s=0.01, batch_size=50)
         emitter.emit(batch)
         await emitter.drain(timeout_s=20)
         return emitter.dropped

@@ -42,9 +42,7 @@ HARD = message("negative", hard=True)
 PINNED = message("negative", hard=True, extra="jo@example.com")
 # One second is shorter than a cloud replica needs to come back, so its death shows.
 CONFIG = {
-    "edge": TierConfig(
-        max_replicas=2, upscale_delay_s=1, downscale_delay_s=2, look_back_s=2, timeout_s=20
-    ),
+    "edge": TierConfig(max_replicas=2, downscale_delay_s=2, timeout_s=20),
     "cloud": CloudConfig(max_replicas=1, timeout_s=1),
     "cache": CacheConfig(enabled=False),  # the traffic here is one text
 }

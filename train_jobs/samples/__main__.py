@@ -8,9 +8,7 @@ from train_jobs.samples.generator import write_csv
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m train_jobs.samples.generator", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m train_jobs.samples", description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""Where chunks are scored: in this process, or by actors of Ray Data."""
+"""How chunks are scored: by actors of Ray Data."""
 
 import logging
 import os
@@ -19,11 +19,6 @@ log = logging.getLogger(__name__)
 _NICE: Final = 10
 _ATTEMPTS: Final = 3  # pools of actors
 _SHOWN: Final = 200  # characters of an error of Ray's
-
-
-def here(order: Order, chunks: Sequence[Chunk], cpus: int | None) -> Iterator[Scored]:
-    """In this process, one after the other."""
-    yield from map(scorer_of(order).score, chunks)
 
 
 class ChunkActor:

@@ -24,7 +24,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from scipy import stats
 
-from serve_app.decide.cost import Prices
 from tune.replay import Bools, Floats, Ints
 
 # Of the level of the test of the accuracy lost, what is spent on bounding how often only one of
@@ -57,14 +56,6 @@ def upper_bound(failures: int, rows: int, confidence: float) -> float:
     below the risk in at most a share 1 - confidence of all draws, whatever the risk.
     """
     return _upper(failures, rows, level(confidence))
-
-
-def lower_bound(failures: int, rows: int, confidence: float) -> float:
-    """The smallest risk that `failures` in `rows` do not rule out; 0.0 of no rows.
-
-    Of the rows that do not fail, `upper_bound` (Clopper and Pearson, 1934).
-    """
-    return 1.0 - upper_bound(rows - failures, rows, confidence)
 
 
 def p_value(failures: int, rows: int, risk: float) -> float:
@@ -105,11 +96,6 @@ def agreement_lower_bound(failures: int, kept: int, confidence: float) -> float:
     each value, and so on average over them.
     """
     return 1.0 - upper_bound(failures, kept, confidence)
-
-
-def agreement_p_value(failures: int, kept: int, agreement: float) -> float:
-    """Of H0: agreement <= `agreement`. Valid as above; 1.0 if no row was kept."""
-    return p_value(failures, kept, level(agreement))
 
 
 # ---- c: accuracy lost against cloud-only, on human labels, paired ---------------------------
@@ -162,21 +148,6 @@ def loss_upper_bound(losses: int, gains: int, rows: int, confidence: float) -> f
     return high
 
 
-def allowed_losses(gains: int, rows: int, loss: float, confidence: float) -> int:
-    """The most losses with which a policy passes; -1 if not even none will do.
-
-    By `loss_p_value`, which rises in the losses.
-    """
-    passes, fails = -1, rows - gains + 1
-    while fails - passes > 1:
-        losses = (passes + fails) // 2
-        if loss_p_value(losses, gains, rows, loss, confidence) <= level(confidence):
-            passes = losses
-        else:
-            fails = losses
-    return passes
-
-
 def _at_most(difference: int, rows: int, p: Floats, g: Floats) -> Floats:
     """P(losses - gains <= difference) of each p and g, by summing over the gains."""
     gains = np.arange(1 + int(stats.binom.isf(1e-9, rows, g.max())))
@@ -188,25 +159,7 @@ def _at_most(difference: int, rows: int, p: Floats, g: Floats) -> Floats:
     return np.asarray((chance * below).sum(axis=1) + past, np.float64)
 
 
-# ---- d: cloud share and cost ----------------------------------------------------------------
-
-
-def cost_upper_bound(escalated: int, rows: int, confidence: float, prices: Prices) -> float:
-    """The largest mean cost of a message that the rows do not rule out, in USD.
-
-    An escalated message has paid both tiers, so the mean cost is linear in the cloud share and
-    rises with it: this is the bound of Clopper and Pearson (1934) on the share, priced. The prices
-    are taken as known; prices per second are, times the seconds that a tier takes on average.
-    """
-    return prices.per_message(upper_bound(escalated, rows, confidence))
-
-
-def cost_p_value(escalated: int, rows: int, cost_usd: float, prices: Prices) -> float:
-    """Of H0: mean cost >= `cost_usd`, by `p_value` of the cloud share that would cost so much."""
-    share = (cost_usd - prices.edge_usd) / prices.cloud_usd
-    if share > 1.0:
-        return 0.0
-    return p_value(escalated, rows, share) if share > 0.0 else 1.0
+# ---- d: cloud share -------------------------------------------------------------------------
 
 
 def share_bound_of_any(escalated: int, rows: int, confidence: float) -> float:

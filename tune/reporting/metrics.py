@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -61,13 +62,12 @@ def auroc(score: Floats, agrees: Bools) -> float | None:
 
     None if all rows agree or none does: there is no pair to compare.
     """
-    order, ends = _runs(score, agrees)
+    _check(score, agrees)
     agreeing = int(agrees.sum())
     others = score.size - agreeing
     if not agreeing or not others:
         return None
-    rank = _spread(np.arange(1, score.size + 1, dtype=np.float64), ends)
-    below = rank[agrees[order]].sum() - agreeing * (agreeing + 1) / 2
+    below = stats.rankdata(score)[agrees].sum() - agreeing * (agreeing + 1) / 2
     return float(below / (agreeing * others))
 
 
@@ -78,11 +78,6 @@ def hindsight_coverage(score: Floats, differs: Bools, risk: float) -> float:
     threshold has seen the answers: an upper bound for a rule that has not.
     """
     return hindsight_coverage_within(score, differs, differs, differs.size, risk=risk)
-
-
-def hindsight_coverage_at_agreement(score: Floats, differs: Bools, agreement: float) -> float:
-    """The same for the agreement among the messages kept: at least `agreement`, 1 of none kept."""
-    return hindsight_coverage_within(score, differs, differs, differs.size, agreement=agreement)
 
 
 def hindsight_coverage_within(
@@ -100,6 +95,7 @@ def hindsight_coverage_within(
     Args:
         lost: 1 where only the cloud is right, -1 where only the edge is, else 0.
         labelled: rows with a true label, over which accuracy is lost; at least one.
+        agreement: among the messages kept; 1 of none kept.
     """
     kept, failures = _thresholds(score, differs)
     _, losses = _thresholds(score, lost)
@@ -158,18 +154,20 @@ def _thresholds(score: Floats, failed: npt.NDArray[Any]) -> tuple[Ints, Ints]:
 
 
 def _runs(key: Floats, column: npt.NDArray[Any]) -> tuple[Ints, Ints]:
-    """The order that sorts by key, and where in it each run of equal keys ends.
+    """The order that sorts by key, and where in it each run of equal keys ends."""
+    _check(key, column)
+    order = np.argsort(key, kind="stable")
+    rising = key[order]
+    return order, np.flatnonzero(np.append(rising[1:] != rising[:-1], True))
 
-    Raises ValueError for columns of no or different rows, and for NaN, which has no place.
-    """
+
+def _check(key: Floats, column: npt.NDArray[Any]) -> None:
+    """Raises ValueError for columns of no or different rows, and for NaN, which has no place."""
     if key.ndim != 1 or key.shape != column.shape or not key.size or np.isnan(key).any():
         raise ValueError(
             f"A score and columns of the same rows are needed, some at least and none of them NaN; "
             f"got the shapes {key.shape} and {column.shape}."
         )
-    order = np.argsort(key, kind="stable")
-    rising = key[order]
-    return order, np.flatnonzero(np.append(rising[1:] != rising[:-1], True))
 
 
 def _spread(values: Floats, ends: Ints) -> Floats:

@@ -1,7 +1,5 @@
 """The sweep: a table and a pool of scorers -> the Pareto front, by Ray Tune with Optuna.
 
-    python -m tune.sweep --table .firstline/tables/<pair>/tune.parquet --out .firstline/sweep
-
 A trial is one point of the space (space.py): a scorer of the pool or a vector of weights, and hard
 rules. It tries every floor and every threshold of it, thousands of policies, since all thresholds
 together cost one sort; and it returns the policies that nothing in the trial dominates. The front

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import pytest
 from fastapi import Depends, FastAPI
 
-from serve_app.access.abuse import Abuse, AbuseConfig, AbuseRule
+from serve_app.access.abuse import BLOCK_S, RULES, SLOW_S, Abuse, AbuseRule
 from serve_app.access.admission import OPEN_PATHS, Admission
 from serve_app.access.keys import ApiKey, Keys, KeyStore, Scope, new_key, now_utc
 from serve_app.access.rate_limits import RateConfig, Rates
-from serve_app.contracts import AbuseAction, AbuseEvent, Caller
+from serve_app.contracts import AbuseAction, AbuseEvent, AbuseKind, Caller
 from serve_app.http.routes import create_api
 from tests.support.http_service import SECRET, StubService, check_error, client, drive, post_scope
 
@@ -23,20 +23,25 @@ pytestmark = pytest.mark.anyio
 ONE: dict[str, Any] = {"texts": ["a"]}
 NONE: dict[str, Any] = {"texts": []}
 QUICK = AbuseRule(allowed_share=0.0, leak_per_s=0.001, slow_at=3, block_at=6)
+QUICK_GARBAGE = {**RULES, AbuseKind.GARBAGE: QUICK}
+QUICK_FLOOD = {**RULES, AbuseKind.FLOOD: QUICK}
 
 
 class Rig:
     """An application with keys, and a clock and a sleep of its own."""
 
     def __init__(
-        self, path: Path, rate: RateConfig | None = None, abuse: AbuseConfig | None = None
+        self,
+        path: Path,
+        rate: RateConfig | None = None,
+        rules: Mapping[AbuseKind, AbuseRule] = RULES,
     ) -> None:
         self.path = path
         self.now_s = now_utc().timestamp()
         self.slept: list[float] = []
         self.events: list[AbuseEvent] = []
         self.service = StubService()
-        self._rate, self._abuse = rate, abuse
+        self._rate, self._rules = rate, rules
         self.store = KeyStore(path)
 
     def key(self, *scopes: Scope, **change: Any) -> dict[str, str]:
@@ -50,7 +55,7 @@ class Rig:
         self.admission = Admission(
             Keys(self.path, clock=self.clock, now=self.clock),
             Rates(self._rate),
-            Abuse(self._abuse, self.events.append),
+            Abuse(self.events.append, rules=self._rules),
             now=self.clock,
             sleep=self._sleep,
         )
@@ -279,18 +284,18 @@ async def test_a_key_with_a_rate_of_its_own(rig: Rig) -> None:
 
 
 async def test_what_is_no_request_slows_a_key_then_blocks_it_for_a_while(tmp_path: Path) -> None:
-    rig = Rig(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK, slow_ms=700, block_s=60))
+    rig = Rig(tmp_path / "keys.json", rules=QUICK_GARBAGE)
     headers, other = rig.key(), rig.key()
     async with rig.http() as http:
         for _ in range(6):
             await http.post("/v1/classify", json={"texts": SECRET}, headers=headers)
-        assert rig.slept == [0.7] * 3
+        assert rig.slept == [SLOW_S] * 3
         refused = await http.post("/v1/classify", json=ONE, headers=headers)
         check_error(refused, 429, "blocked")
-        assert int(refused.headers["retry-after"]) in (60, 61)
+        assert int(refused.headers["retry-after"]) in (BLOCK_S, BLOCK_S + 1)
         assert (await http.post("/v1/classify", json=ONE, headers=other)).status_code == 200
         assert (await http.get("/healthz", headers=headers)).status_code == 200
-        rig.now_s += 60.0
+        rig.now_s += BLOCK_S
         assert (await http.post("/v1/classify", json=ONE, headers=headers)).status_code == 200
     actions = [event.action for event in rig.events]
     assert actions == [AbuseAction.SLOWED, AbuseAction.BLOCKED]
@@ -298,7 +303,7 @@ async def test_what_is_no_request_slows_a_key_then_blocks_it_for_a_while(tmp_pat
 
 
 async def test_answers_without_certainty_are_garbage(tmp_path: Path) -> None:
-    rig = Rig(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK))
+    rig = Rig(tmp_path / "keys.json", rules=QUICK_GARBAGE)
     headers = rig.key()
     async with rig.http() as http:
         await http.post("/v1/classify", json={"texts": ["a"] * 50}, headers=headers)
@@ -309,7 +314,7 @@ async def test_answers_without_certainty_are_garbage(tmp_path: Path) -> None:
 
 
 async def test_refusals_by_the_rate_are_a_flood_and_overload_is_not(tmp_path: Path) -> None:
-    rig = Rig(tmp_path / "keys.json", RateConfig(requests_per_min=1), AbuseConfig(flood=QUICK))
+    rig = Rig(tmp_path / "keys.json", RateConfig(requests_per_min=1), QUICK_FLOOD)
     headers = rig.key()
     async with rig.http() as http:
         for _ in range(8):
@@ -318,7 +323,7 @@ async def test_refusals_by_the_rate_are_a_flood_and_overload_is_not(tmp_path: Pa
 
 
 async def test_a_key_that_is_not_watched_is_left_alone(tmp_path: Path) -> None:
-    rig = Rig(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK))
+    rig = Rig(tmp_path / "keys.json", rules=QUICK_GARBAGE)
     headers = rig.key(watched=False)
     async with rig.http() as http:
         for _ in range(20):
@@ -328,7 +333,7 @@ async def test_a_key_that_is_not_watched_is_left_alone(tmp_path: Path) -> None:
 
 
 async def test_slow_waiting_takes_no_place_among_the_requests_in_work(tmp_path: Path) -> None:
-    rig = Rig(tmp_path / "keys.json", abuse=AbuseConfig(garbage=QUICK))
+    rig = Rig(tmp_path / "keys.json", rules=QUICK_GARBAGE)
     headers, other = rig.key(), rig.key()
     waits = asyncio.Event()
 

@@ -18,7 +18,6 @@ from pydantic import SecretStr, ValidationError
 from cluster.audit.keyed_hash import TextHasher
 from serve_app.cascade.cache import (
     CacheConfig,
-    CacheCounts,
     NoCache,
     ResponseCache,
     cacheable,
@@ -235,11 +234,10 @@ def test_a_key_cannot_be_joined_with_the_audit_log(text: str) -> None:
 # ---- in process ---------------------------------------------------------------------------------
 
 
-async def test_answers_come_back_in_order_and_are_counted() -> None:
+async def test_answers_come_back_in_order() -> None:
     cache = local()
     cache.put_many([("a", ONE), ("b", TWO)], LABELS)
     assert await cache.get_many(["b", "none", "a", "b"], LABELS) == [TWO, None, ONE, TWO]
-    assert cache.counts == CacheCounts(hits=3, misses=1)
     assert await cache.get_many([], LABELS) == []
 
 
@@ -287,13 +285,12 @@ def test_a_wrong_option_is_refused(wrong: dict[str, Any]) -> None:
 
 
 async def test_routers_share_answers(redis_url: str) -> None:
-    async with opened(redis_url) as one, opened(redis_url) as two:
+    async with opened(redis_url) as one, opened(redis_url) as two, raw_redis(redis_url) as raw:
         one.put_many([("a", ONE), ("b", TWO)], LABELS)
         await one.close()
         assert await two.get_many(["b", "none", "a"], LABELS) == [TWO, None, ONE]
-        assert two.counts == CacheCounts(hits=2, shared_hits=2, misses=1)
-        assert await two.get_many(["a"], LABELS) == [ONE]
-        assert two.counts.shared_hits == 2  # now it has it itself
+        await raw.flushall()
+        assert await two.get_many(["a"], LABELS) == [ONE]  # now it has it itself
 
 
 async def test_redis_forgets_after_its_time(redis_url: str) -> None:
@@ -305,7 +302,7 @@ async def test_redis_forgets_after_its_time(redis_url: str) -> None:
         assert await two.get_many(["a"], LABELS) == [None]
 
 
-async def test_another_releases_label_is_a_miss_and_counted(redis_url: str) -> None:
+async def test_another_releases_label_is_a_miss(redis_url: str) -> None:
     async with opened(redis_url) as one, opened(redis_url) as two:
         one.put_many([("a", ONE), ("b", replace(ONE, label="positive"))], LABELS)
         await one.close()
@@ -313,7 +310,6 @@ async def test_another_releases_label_is_a_miss_and_counted(redis_url: str) -> N
             None,
             replace(ONE, label="positive"),
         ]
-        assert two.counts == CacheCounts(hits=1, shared_hits=1, misses=1, refused=1)
 
 
 async def test_a_strangers_values_are_misses(redis_url: str) -> None:
@@ -350,7 +346,6 @@ async def test_redis_killed_in_the_middle_and_back(redis_process: RedisServer) -
             assert await cache.get_many([key, "none"], LABELS) == [None, None]
             cache.put_many([(key, ONE)], LABELS)
             assert await cache.get_many([key], LABELS) == [ONE]
-        assert cache.counts.hits == 60
         await asyncio.sleep(1.1)  # the first pause
         await cache.get_many(["none"], LABELS)
         cache.put_many([("last", TWO)], LABELS)

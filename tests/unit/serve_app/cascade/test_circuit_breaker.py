@@ -1,5 +1,6 @@
 """The two breakers: they trip when they must, never on honest traffic, and always recover."""
 
+import math
 import random
 
 import pytest
@@ -73,7 +74,6 @@ def opened() -> tuple[CircuitBreaker, Clock]:
 
 def test_calls_that_only_fail_open_it_even_when_there_are_few() -> None:
     breaker, clock = opened()
-    assert breaker.opened == 1
     assert not breaker.allow()
     clock.now_s += 4.9
     assert not breaker.allow()
@@ -83,7 +83,7 @@ def test_a_share_of_failures_opens_it_and_a_smaller_one_does_not() -> None:
     breaker = CircuitBreaker(Clock())
     for _ in range(100):
         breaker.record(6, 4)
-    assert breaker.opened == 0
+    assert breaker.state is CircuitState.CLOSED
     for _ in range(100):
         breaker.record(4, 6)
     assert breaker.state is CircuitState.OPEN
@@ -93,9 +93,10 @@ def test_failures_of_long_ago_are_forgotten() -> None:
     clock = Clock()
     breaker = CircuitBreaker(clock, max_consecutive=1000)
     breaker.record(0, 19)
+    assert breaker.state is CircuitState.CLOSED
     clock.now_s += 11
     breaker.record(0, 19)
-    assert breaker.opened == 0
+    assert breaker.state is CircuitState.CLOSED
     breaker.record(0, 1)
     assert breaker.state is CircuitState.OPEN
 
@@ -120,7 +121,6 @@ def test_a_bad_probe_opens_it_again() -> None:
     assert breaker.allow()
     breaker.record(0, 64)
     assert breaker.state is CircuitState.OPEN
-    assert breaker.opened == 2
 
 
 def test_a_probe_that_says_nothing_is_given_back() -> None:
@@ -152,7 +152,7 @@ class CircuitMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.breaker = CircuitBreaker(self.clock, open_s=5.0, probes=3)
-        self.opened_s = 0.0
+        self.opened_s = -math.inf
 
     @rule(seconds=st.floats(0, 20))
     def wait(self, seconds: float) -> None:
@@ -160,9 +160,9 @@ class CircuitMachine(RuleBasedStateMachine):
 
     @rule(success=st.integers(0, 64), failure=st.integers(0, 64))
     def record(self, success: int, failure: int) -> None:
-        before = self.breaker.opened
+        before = self.breaker.state
         self.breaker.record(success, failure)
-        if self.breaker.opened > before:
+        if before is not CircuitState.OPEN and self.breaker.state is CircuitState.OPEN:
             assert failure
             self.opened_s = self.clock.now_s
 
@@ -193,7 +193,7 @@ class CircuitMachine(RuleBasedStateMachine):
 
     @invariant()
     def open_is_only_ever_left_by_time(self) -> None:
-        if self.breaker.opened and self.clock.now_s - self.opened_s < 5.0:
+        if self.clock.now_s - self.opened_s < 5.0:
             assert self.breaker.state is not CircuitState.HALF_OPEN
 
 
@@ -230,7 +230,6 @@ def test_honest_traffic_never_meets_the_cap(
         clock.now_s += draw.expovariate(per_s / size)
         hard = sum(draw.random() < hard_share for _ in range(size))
         assert budget.take(size, hard) == hard
-    assert budget.refused == 0
 
 
 def test_one_hard_list_on_a_quiet_service_passes() -> None:
@@ -256,19 +255,18 @@ def test_a_storm_gets_a_minutes_budget_at_once_and_its_share_after_that() -> Non
     assert first <= 2 * (0.3 * 6000 + 300) + 100
     later = storm(budget, clock, per_s=100, for_s=60)
     assert later == pytest.approx(0.3 * 6000 + 300, rel=0.05)
-    assert budget.refused == 12_000 - first - later
 
 
 def test_after_a_storm_the_hard_messages_of_an_honest_minute_all_pass() -> None:
     clock = Clock()
     budget = EscalationBudget(clock, share=0.3)
     storm(budget, clock, per_s=100, for_s=120)
-    refused = budget.refused
-    draw = random.Random(1)
+    draw, refused = random.Random(1), 0
     for _ in range(6000):
         clock.now_s += 0.01
-        budget.take(1, int(draw.random() < 0.1))
-    assert budget.refused - refused <= 5
+        hard = int(draw.random() < 0.1)
+        refused += hard - budget.take(1, hard)
+    assert refused <= 5
 
 
 @settings(max_examples=100, deadline=None)

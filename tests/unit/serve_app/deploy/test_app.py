@@ -16,7 +16,7 @@ from cluster.settings import load_settings
 from serve_app.cascade.traffic import only
 from serve_app.decide.explain import ALTERNATIVES
 from serve_app.deploy import app
-from serve_app.deploy.app import build_release, describe
+from serve_app.deploy.app import TARGET_LISTS, build_release, describe
 from serve_app.deploy.config import CloudConfig, ReleaseArgs, RouterArgs, ServeConfig, TierConfig
 from serve_app.service.rollout import applications
 from tests.support.serving import Pair, make_pair, make_release
@@ -53,14 +53,9 @@ def test_the_router_is_told_how_much_to_explore() -> None:
     assert RouterArgs.model_validate(router["args"]).explore_share == 0.05
 
 
-def test_the_queue_of_a_tier_takes_at_least_one_whole_request() -> None:
-    with pytest.raises(ValidationError, match="max_queued"):
-        TierConfig(max_queued=255)
-
-
 def test_more_calls_are_out_than_one_replica_holds_so_that_load_shows() -> None:
     tier = TierConfig(max_replicas=4)
-    assert tier.max_in_flight > tier.target_ongoing_requests * (tier.max_replicas - 1)
+    assert tier.max_in_flight > TARGET_LISTS * (tier.max_replicas - 1)
 
 
 def test_a_promotion_always_finds_its_cpus() -> None:

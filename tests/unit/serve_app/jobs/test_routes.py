@@ -22,7 +22,7 @@ from cluster.settings import load_settings
 from serve_app.access.admission import Admission
 from serve_app.access.keys import Scope
 from serve_app.contracts import Caller
-from serve_app.jobs.routes import Jobs, add_jobs
+from serve_app.jobs.routes import MAX_QUEUED, MAX_QUEUED_PER_KEY, Jobs, add_jobs
 from serve_app.jobs.runner import Command, JobsConfig, Runner, score_command
 from serve_app.jobs.store import JOBS, TEXTS, Job, JobState, JobStore
 from tests.support.serving import make_pair, make_release
@@ -36,7 +36,7 @@ HERE = """
 import sys
 from pathlib import Path
 from cluster.settings import load_settings
-from train_jobs.scoring.on_ray import here
+from tests.support.scoring import here
 from train_jobs.scoring.score import ScoreConfig, run
 data, out, release = sys.argv[1:]
 config = ScoreConfig(data=Path(data), out=Path(out), release=release)
@@ -110,7 +110,7 @@ def start(home: Path) -> Iterator[Start]:
             runners.append(runner)
             link = Direct(runner)
         api = FastAPI()
-        jobs = Jobs(home, lambda: "r-1", link, options)
+        jobs = Jobs(home, lambda: "r-1", link)
         add_jobs(api, jobs, ByHeader())
         return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test")
 
@@ -238,12 +238,13 @@ for word in ("in", "out"):
 
 
 async def test_the_queue_is_bounded_for_all_and_for_each_key(start: Start) -> None:
-    async with start(max_queued=3, max_queued_per_key=2) as client:
-        await made(client, key="one")
-        await made(client, key="one")
+    async with start() as client:
+        for _ in range(MAX_QUEUED_PER_KEY):
+            await made(client, key="one")
         response = await client.post("/v1/jobs", json=TEXT_JOB, headers={"x-key": "one"})
         assert (response.status_code, response.headers["retry-after"]) == (429, "30")
-        await made(client, key="two")
+        for at in range(MAX_QUEUED - MAX_QUEUED_PER_KEY):
+            await made(client, key=f"other-{at % 4}")
         response = await client.post("/v1/jobs", json=TEXT_JOB, headers={"x-key": "three"})
         assert response.status_code == 429
         assert SECRET not in response.text

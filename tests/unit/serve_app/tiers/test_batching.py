@@ -18,7 +18,8 @@ from cluster.errors import ModelOutputError, ServiceError
 from serve_app.contracts import Prediction, TierCall, packed
 from serve_app.deploy.config import TierConfig
 from serve_app.errors import DeadlineError, OverloadedError
-from serve_app.tiers.batching import Batcher
+from serve_app.request_limits import MAX_TEXTS
+from serve_app.tiers.batching import MAX_QUEUED, WORTH_A_CALL, Batcher
 from serve_app.tiers.service_rate import ServiceRate
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +59,7 @@ def make(call: TierCall, **over: float) -> Batcher:
         "max_batch": 3,
         "max_queued": 8,
         "timeout_s": 5.0,
+        "worth_a_call": 0,
         **over,
     }
     return Batcher(call, **options)  # type: ignore[arg-type]
@@ -432,9 +434,6 @@ def ready(tier: TierCall, worth_a_call: int = 0) -> Batcher:
     return Batcher(
         tier,
         max_in_flight=default.max_in_flight,
-        max_batch=default.max_batch,
-        max_queued=default.max_queued,
-        max_wait_s=default.max_wait_s,
         timeout_s=default.timeout_s,
         worth_a_call=worth_a_call,
     )
@@ -470,7 +469,7 @@ async def load(
 
 
 @pytest.mark.parametrize("sizes", [(1,), (64,), (1, 1, 1, 1, 1, 8, 64, 256)])
-@pytest.mark.parametrize("worth_a_call", [0, TierConfig().worth_a_call])
+@pytest.mark.parametrize("worth_a_call", [0, WORTH_A_CALL])
 def test_at_three_times_the_capacity_what_is_accepted_stays_quick(
     sizes: Sequence[int], worth_a_call: int
 ) -> None:
@@ -488,7 +487,7 @@ def test_at_three_times_the_capacity_what_is_accepted_stays_quick(
     assert all(0.0 < retry_s < 2.0 for retry_s in seen.retry_after_s)
 
 
-@pytest.mark.parametrize("worth_a_call", [0, TierConfig().worth_a_call])
+@pytest.mark.parametrize("worth_a_call", [0, WORTH_A_CALL])
 @pytest.mark.parametrize(
     ("few", "few_share", "lists", "lists_share"),
     [
@@ -700,3 +699,7 @@ async def test_what_waits_to_be_worth_a_call_is_no_sign_of_a_slow_tier() -> None
     await asyncio.gather(ask(0.0), ask(0.01))
     answers = await asyncio.gather(*(batcher(["a"] * 100) for _ in range(4)))
     assert [len(one) for one in answers] == [100] * 4
+
+
+def test_the_queue_of_a_tier_takes_at_least_one_whole_request() -> None:
+    assert MAX_QUEUED >= MAX_TEXTS

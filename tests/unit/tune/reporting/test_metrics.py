@@ -20,7 +20,6 @@ from tune.reporting.metrics import (
     excess_aurc,
     gap_curve,
     hindsight_coverage,
-    hindsight_coverage_at_agreement,
     hindsight_coverage_within,
     oracle,
     wilson,
@@ -88,7 +87,8 @@ def test_no_threshold_covers_more_at_the_agreement_than_hindsight(
     score, differs = data
     kept = [score >= threshold for threshold in thresholds(score)]
     fine = [rows.mean() for rows in kept if not rows.any() or (~differs)[rows].mean() >= agreement]
-    assert hindsight_coverage_at_agreement(score, differs, agreement) == max(fine)
+    found = hindsight_coverage_within(score, differs, differs, score.size, agreement=agreement)
+    assert found == max(fine)
 
 
 @given(columns(wide=3), st.floats(0, 1), st.floats(0, 1), st.floats(-0.5, 1))
@@ -166,7 +166,7 @@ def test_figures_by_hand() -> None:
     assert auroc(score, ~failed) == 0.75
     assert hindsight_coverage(score, failed, 0.25) == 0.75
     assert hindsight_coverage(score, failed, 0.24) == 0.25
-    assert hindsight_coverage_at_agreement(score, failed, 0.6) == 0.75
+    assert hindsight_coverage_within(score, failed, failed, 4, agreement=0.6) == 0.75
     # The cloud mends both failures of the edge: the last row first, then it is of no use, then of.
     right = np.ones(4, np.bool_)
     assert apgr(score, ~failed, right) == pytest.approx((0.25 + 0.5 + 0.75 + 1.0) / 4)
