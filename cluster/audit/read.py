@@ -35,9 +35,8 @@ class BadLine:
 
 @dataclass(slots=True)
 class ReadReport:
-    """What a read met: records given out, and lines that are corrupt."""
+    """What a read met beside records: lines that are corrupt."""
 
-    records: int = 0
     corrupt: list[BadLine] = field(default_factory=list)
 
 
@@ -69,7 +68,6 @@ def read(
             streams = _open_day(folder, day, last, report, stack)
             for record in heapq.merge(*streams, key=attrgetter("time_s")):
                 if since_s is None or record.time_s >= since_s:
-                    report.records += 1
                     yield record
 
 

@@ -30,11 +30,11 @@ def test_a_torn_last_line_is_passed_over_then_cut(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     report = ReadReport()
     assert list(read(tmp_path, report=report)) == [answer(0)]
-    assert (report.records, report.corrupt) == (1, [])
+    assert report.corrupt == []
     write(tmp_path, [answer(2)])
     report = ReadReport()
     assert list(read(tmp_path, report=report)) == [answer(0), answer(2)]
-    assert (report.records, report.corrupt) == (2, [])
+    assert report.corrupt == []
 
 
 def test_a_file_that_is_one_torn_line_is_emptied(tmp_path: Path) -> None:
