@@ -36,7 +36,8 @@ HERE = """
 import sys
 from pathlib import Path
 from cluster.settings import load_settings
-from train_jobs.scoring.score import ScoreConfig, here, run
+from train_jobs.scoring.on_ray import here
+from train_jobs.scoring.score import ScoreConfig, run
 data, out, release = sys.argv[1:]
 config = ScoreConfig(data=Path(data), out=Path(out), release=release)
 run(config, load_settings(), execute=here)
