@@ -8,7 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+# Files of rows: what can be trained on, scored, and named in a job.
+ROW_SUFFIXES: Final = (".csv", ".jsonl", ".ndjson", ".parquet")
 
 
 def sha256_file(path: Path) -> str:

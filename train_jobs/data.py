@@ -30,7 +30,7 @@ from cluster.progress import Report, silent
 from cluster.settings import Settings, load_settings
 from serve_app.contracts import Message
 from serve_app.guard.prepare import dedup_key, normalise, prepare
-from train_jobs.rows import read_rows
+from train_jobs.rows.read import read_rows
 
 SPLITS: Final = ("dapt", "train", "calibration", "tune", "certify", "test")
 MIN_ROWS_PER_CLASS: Final = 10
@@ -105,9 +105,6 @@ def load_dataset(path: Path) -> Dataset:
             f"{path / MANIFEST} cannot be read ({error}). Delete the folder and run "
             "`firstline train` again."
         ) from None
-
-
-# -- reading ----------------------------------------------------------------------------------
 
 
 # -- cleaning and splitting -------------------------------------------------------------------

@@ -18,14 +18,18 @@ commands = typer.Typer()
 def releases_list(as_json: Json = False) -> None:
     """List every registered release, and its share of a running service; `*` is the champion.
 
+    While a service runs here, that is its champion; else the one that the next one starts with.
+
     Example: firstline releases list
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from cluster.registry import list_registered
 
     settings = load_settings()
     found, routed = list_registered(settings), _routed(settings)
+    if routed is not None:
+        found = [replace(item, champion=item.id == routed.champion) for item in found]
     if as_json:
         print_json([{**asdict(item), "share": _share(routed, item.id),
                      "shadow": _is_shadow(routed, item.id)} for item in found])  # fmt: skip

@@ -86,7 +86,7 @@ def read_texts(
     file: Path, text_column: str, label_column: str | None
 ) -> tuple[list[str], list[str]]:
     from serve_app.guard.prepare import normalise
-    from train_jobs.rows import read_rows
+    from train_jobs.rows.read import read_rows
 
     columns = [text_column, *([label_column] if label_column else [])]
     rows = [values for _, values in read_rows(file, columns)]

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from itertools import accumulate
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cluster.errors import ConfigError
 from serve_app.request_limits import MAX_SHADOWS
@@ -28,9 +28,16 @@ _PERSON: Final = b"firstline.users"  # apart from the audit log's hashes of text
 _MAX_KEY_BYTES: Final = 64  # blake2b takes no longer key
 
 
+def _largest(validated: dict[str, Any]) -> str:
+    releases: dict[str, float] = validated["releases"]
+    return max(releases, key=releases.__getitem__)
+
+
 class Routed(BaseModel):
     """The router's `user_config`: the share of traffic per release, and who sees it in silence.
 
+    `champion` is the release that the others are measured against, whatever its weight; jobs and
+    `/v1/release` are of it. A config that names none has the largest weight, the first of several.
     `shadow` releases see the messages and never answer. `adaptive`: the keeper moves the weights
     after the feedback, every `ADAPT_EVERY_S`.
     """
@@ -38,6 +45,7 @@ class Routed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     releases: dict[str, float]
+    champion: str = Field(default_factory=_largest)
     shadow: tuple[str, ...] = ()
     adaptive: bool = False
 
@@ -70,6 +78,11 @@ class Routed(BaseModel):
             )
         if both := [release for release in self.shadow if release in self.releases]:
             raise ValueError(f"{both} are in releases and in shadow; either was expected")
+        if self.champion not in self.releases:
+            raise ValueError(
+                f"champion is {self.champion!r}; one of the releases {list(self.releases)} was "
+                "expected"
+            )
         if self.adaptive and len(self.releases) < 2:
             raise ValueError(
                 f"adaptive is true and releases is {self.releases}; two releases or more were "
@@ -78,18 +91,14 @@ class Routed(BaseModel):
         return self
 
     @property
-    def champion(self) -> str:
-        """The release of the largest weight, the first of several."""
-        return max(self.releases, key=self.releases.__getitem__)
-
-    @property
     def named(self) -> tuple[str, ...]:
         """Every release that has to be up."""
         return (*self.releases, *self.shadow)
 
     def user_config(self) -> dict[str, Any]:
-        """As it stands in a Serve config file: nothing said that is a default."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        """As it stands in a Serve config file: nothing said that goes without saying."""
+        alone = {"champion"} if len(self.releases) == 1 else None
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=alone)
 
 
 def only(release: str, before: Routed | None = None) -> Routed:
@@ -116,6 +125,7 @@ def split(
         )
     return Routed(
         releases={champion: 1 - share, canary: share},
+        champion=champion,
         shadow=_shadows(before, champion, canary),
         adaptive=adaptive,
     )

@@ -58,6 +58,7 @@ from serve_app.http.routes import create_api
 from serve_app.jobs.routes import Jobs, add_jobs
 from serve_app.jobs.runner import RayRunner
 from serve_app.monitor.client import MonitorClient
+from serve_app.monitor.windows import Compared
 from serve_app.tiers import gc_settings
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,11 @@ class _Routing:
         """By release id, which a name such as `latest` is not."""
         routed = self.traffic.routed.releases
         return {self.answerers[name].release.id: weight for name, weight in routed.items()}
+
+    @property
+    def compared(self) -> Compared:
+        champion = self.champion.release.id
+        return Compared(champion, tuple(name for name in self.weights if name != champion))
 
 
 class Router:
@@ -137,7 +143,7 @@ class Router:
         if is_first:
             self._behind(self._jobs.resume())
             gc_settings.settle()
-        self._monitor.use(self._routing.champion.release.prices, self._routing.weights)
+        self._monitor.use(self._routing.champion.release.prices, self._routing.compared)
 
     async def __del__(self) -> None:
         """Called by Serve when this replica has drained: what is still on its way gets there."""

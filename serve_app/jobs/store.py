@@ -24,7 +24,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import DataError
-from cluster.files import read_json, write_json
+from cluster.files import ROW_SUFFIXES, read_json, write_json
 from serve_app.scored import PROGRESS
 
 INBOX: Final = "inbox"
@@ -32,7 +32,6 @@ JOBS: Final = "jobs"
 TEXTS: Final = "texts.jsonl"
 OUT: Final = "out"
 LOG: Final = "log.txt"
-SUFFIXES: Final = (".csv", ".jsonl", ".ndjson", ".parquet")
 _JOB: Final = "job.json"
 _CANCELLED: Final = "cancelled"
 _ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -161,7 +160,7 @@ class JobStore:
         parts = PurePosixPath(name).parts
         refusal = DataError(
             f"There is no such file in the service's inbox, or none ending in "
-            f"{', '.join(SUFFIXES)}. Give its path below the inbox, without `..` or links."
+            f"{', '.join(ROW_SUFFIXES)}. Give its path below the inbox, without `..` or links."
         )
         if "\0" in name or name.startswith("/") or not parts or ".." in parts:
             raise refusal
@@ -171,7 +170,7 @@ class JobStore:
                 path = path / part
                 if path.is_symlink():
                     raise refusal
-            if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+            if not path.is_file() or path.suffix.lower() not in ROW_SUFFIXES:
                 raise refusal
         except OSError:  # a name longer than the file system takes, or a folder that is closed
             raise refusal from None

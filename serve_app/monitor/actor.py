@@ -10,7 +10,7 @@ there.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from serve_app.contracts import AbuseEvent
 from serve_app.decide.cost import Prices
 from serve_app.monitor.prometheus import prometheus_text
 from serve_app.monitor.stats import AlertThresholds, MonitorReport, Stats
-from serve_app.monitor.windows import Windows
+from serve_app.monitor.windows import Compared, Windows
 from serve_app.request_limits import MAX_SHADOWS
 
 ACTOR_NAME: Final = "firstline-monitor"
@@ -44,8 +44,10 @@ class MonitorActor:
         last = config.capacity * _RECORDS_PER_ANSWER
         self._windows.ingest(read(audit_dir, since_s, last=last))
 
-    def ingest(self, records: Sequence[Record]) -> None:
-        """What a MetricsEmitter sends."""
+    def ingest(self, records: Sequence[Record], compared: Compared | None = None) -> None:
+        """What a router sends; each time with whom to compare, which a new process never heard."""
+        if compared is not None:
+            self._windows.compared = compared
         self._windows.ingest(records)
 
     def count_bad_outputs(self, count: int) -> None:
@@ -55,9 +57,9 @@ class MonitorActor:
         """Another release may have other prices; savings are against those of the present one."""
         self._windows.prices = prices
 
-    def use_weights(self, weights: Mapping[str, float]) -> None:
-        """The releases that answer, by id: those that are compared, and the largest with others."""
-        self._windows.weights = dict(weights)
+    def compare(self, compared: Compared) -> None:
+        """From now on these; `ingest` tells them too, but only once a message has come."""
+        self._windows.compared = compared
 
     def note_abuse(self, events: Sequence[AbuseEvent]) -> None:
         self._windows.note_abuse(events, time.time())

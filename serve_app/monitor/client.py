@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from cluster.audit.records import Record
@@ -12,6 +12,7 @@ from serve_app.contracts import AbuseEvent
 from serve_app.decide.cost import Prices
 from serve_app.monitor.actor import get_or_create
 from serve_app.monitor.emitter import MetricsEmitter, Send
+from serve_app.monitor.windows import Compared
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +25,16 @@ class MonitorClient:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._prices = Prices()
-        self._weights: dict[str, float] = {}
+        self._compared: Compared | None = None
         self._actor: Any = None
         self._emitter = MetricsEmitter(self._resolve)
         self._background: set[asyncio.Task[None]] = set()
 
-    def use(self, prices: Prices, weights: Mapping[str, float]) -> None:
-        """The prices that savings are counted by, and the shares of the releases."""
-        self._prices, self._weights = prices, dict(weights)
-        self._tell("use_prices", self._prices)
-        self._tell("use_weights", self._weights)
+    def use(self, prices: Prices, compared: Compared) -> None:
+        """The prices that savings are counted by, and which releases are compared."""
+        self._prices, self._compared = prices, compared
+        self._tell("use_prices", prices)
+        self._tell("compare", compared)
 
     def emit(self, records: Sequence[Record]) -> None:
         self._emitter.emit(records)
@@ -74,12 +75,10 @@ class MonitorClient:
     def _resolve(self) -> Send:
         self._actor = None
         actor = self._monitor()
-        # One that has started again knows neither.
-        actor.use_prices.remote(self._prices)
-        actor.use_weights.remote(self._weights)
+        actor.use_prices.remote(self._prices)  # one that has started again has those of its first
 
         async def send(batch: list[Record]) -> None:
-            await actor.ingest.remote(batch)
+            await actor.ingest.remote(batch, self._compared)
 
         return send
 

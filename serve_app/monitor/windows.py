@@ -11,8 +11,8 @@ no log, and are lost with the process.
 
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,13 @@ _MAX_ABUSE_KINDS: Final = 50
 _MAX_STATES: Final = 50
 
 
+class Compared(NamedTuple):
+    """The releases that answer, by id: the champion, and whom it is compared with."""
+
+    champion: str
+    challengers: tuple[str, ...]
+
+
 class Windows:
     """The newest records in rings of columns, and the figures over them.
 
@@ -59,7 +66,7 @@ class Windows:
         self.prices = prices or Prices()
         self.thresholds = thresholds or AlertThresholds()
         self.config = config or WindowConfig()
-        self.weights: Mapping[str, float] = {}
+        self.compared: Compared | None = None
         self._answers = RingBuffer(self.config.capacity, ANSWER)
         self._shadows = RingBuffer(self.config.capacity, SHADOW)
         self._columns = RecordColumns()
@@ -283,15 +290,17 @@ class Windows:
     # -- releases side by side --
 
     def _comparison(self, rows: Rows) -> list[Comparison]:
-        """The champion against each other release, over the time in which all of them answered.
+        """The champion against each challenger, over the time in which all of them answered.
 
-        So no release is judged by messages of another hour. Those are compared that are routed; or
-        before anybody has told the weights, all in the window.
+        So no release is judged by messages of another hour. Nothing is compared before a router
+        has told who is the champion.
         """
+        if self.compared is None:
+            return []
+        champion, challengers = self.compared
         parts = self._columns.by_release(rows)
-        if self.weights:
-            parts = {name: parts[name] for name in self.weights if name in parts}
-        if len(parts) < 2:
+        parts = {name: parts[name] for name in (champion, *challengers) if name in parts}
+        if champion not in parts or len(parts) < 2:
             return []
         since_s = max(float(part["time_s"][0]) for part in parts.values())
         until_s = min(float(part["time_s"][-1]) for part in parts.values())
@@ -303,16 +312,11 @@ class Windows:
         }
         if not all(one.messages for one in counts.values()):
             return []
-        champion = self._champion(parts)
         return [
             compare(counts[champion], one, since_s, until_s)
             for name, one in counts.items()
             if name != champion
         ]
-
-    def _champion(self, parts: Mapping[str, Rows]) -> str:
-        """The largest weight, else the most messages; the first of several."""
-        return max(parts, key=lambda name: self.weights.get(name, 0.0) or len(parts[name]))
 
 
 def _count_up(counts: OrderedDict[Any, int], name: Any, at_most: int) -> None:

@@ -85,7 +85,7 @@ def adapted(routed: Routed, report: MonitorReport, rng: np.random.Generator) -> 
     moves = (abs(weights[name] - weight) for name, weight in routed.releases.items())
     if max(moves) < _MIN_STEP:
         return None
-    return Routed(releases=weights, shadow=routed.shadow, adaptive=True)
+    return Routed(releases=weights, champion=routed.champion, shadow=routed.shadow, adaptive=True)
 
 
 def _trials(report: MonitorReport) -> dict[str, Trial]:

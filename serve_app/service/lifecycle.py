@@ -248,7 +248,6 @@ def _deploy_first(
         host=config.host,
         port=config.port,
         ray_address=_join_address(ray.get_runtime_context().gcs_address, haproxy_dir is not None),
-        release=release_id,
         routed=traffic.only(release_id),
         keeper_pid=os.getpid() if haproxy_dir else None,
         keeper_started=started(os.getpid()) if haproxy_dir else None,

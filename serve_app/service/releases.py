@@ -37,7 +37,7 @@ def promote(settings: Settings, release_id: str, wait_s: float = WAIT_S) -> Serv
     """
     load_release(settings, release_id)
     with moving(settings) as info:
-        return _route(settings, info, traffic.only(release_id, info.routed), release_id, wait_s)
+        return _route(settings, info, traffic.only(release_id, info.routed), wait_s)
 
 
 def canary(
@@ -61,7 +61,7 @@ def canary(
                 f"on the cluster at {info.ray_address}, which has none. Leave --adaptive out."
             )
         routed = traffic.split(info.release, release_id, share, info.routed, adaptive)
-        return _route(settings, info, routed, info.release, wait_s)
+        return _route(settings, info, routed, wait_s)
 
 
 def shadow(settings: Settings, release_id: str | None, wait_s: float = WAIT_S) -> ServiceInfo:
@@ -77,9 +77,8 @@ def shadow(settings: Settings, release_id: str | None, wait_s: float = WAIT_S) -
                 "shadow answers nothing. Take it out first, or choose another release."
             )
         wanted = () if release_id is None else (release_id,)
-        now = info.routed
-        routed = Routed(releases=now.releases, shadow=wanted, adaptive=now.adaptive)
-        return _route(settings, info, routed, info.release, wait_s)
+        routed = info.routed.model_copy(update={"shadow": wanted})
+        return _route(settings, info, routed, wait_s)
 
 
 def rollback(settings: Settings, wait_s: float = WAIT_S) -> ServiceInfo:
@@ -95,7 +94,7 @@ def rollback(settings: Settings, wait_s: float = WAIT_S) -> ServiceInfo:
             raise ReleaseError(
                 "There is nothing to roll back to: no release answered before the present one."
             )
-        return _route(settings, info, traffic.only(target, info.routed), target, wait_s)
+        return _route(settings, info, traffic.only(target, info.routed), wait_s)
 
 
 def route(settings: Settings, routed: Routed, wait_s: float = WAIT_S) -> ServiceInfo:
@@ -103,8 +102,7 @@ def route(settings: Settings, routed: Routed, wait_s: float = WAIT_S) -> Service
 
     The releases that are new come up beside those that run, and nothing is sent to one until its
     golden messages came out right on every replica. Then the router is told by one update. What is
-    no longer named goes, except for the champion before. The champion stays who it is while it is
-    routed; else it is the largest weight.
+    no longer named goes, except for the champion before.
 
     Raises:
         ReleaseError: a release cannot be served.
@@ -112,17 +110,14 @@ def route(settings: Settings, routed: Routed, wait_s: float = WAIT_S) -> Service
             up; then nothing moved.
     """
     with moving(settings) as info:
-        stays = info.release in routed.releases
-        return _route(settings, info, routed, info.release if stays else routed.champion, wait_s)
+        return _route(settings, info, routed, wait_s)
 
 
-def _route(
-    settings: Settings, info: ServiceInfo, routed: Routed, champion: str, wait_s: float
-) -> ServiceInfo:
+def _route(settings: Settings, info: ServiceInfo, routed: Routed, wait_s: float) -> ServiceInfo:
     for release_id in routed.named:
         load_release(settings, release_id)
-    previous = info.previous if champion == info.release else info.release
-    moved = info.model_copy(update={"release": champion, "routed": routed, "previous": previous})
+    previous = info.previous if routed.champion == info.release else info.release
+    moved = info.model_copy(update={"routed": routed, "previous": previous})
     with connected(settings, info):
         _bring_up(settings, info, moved, wait_s)
         write_info(settings, moved)
@@ -162,7 +157,7 @@ def adapt(
             return None
         with connected(settings, info):
             routed = adapted(info.routed, ask_monitor(), rng)
-        return _route(settings, info, routed, info.release, wait_s) if routed else None
+        return _route(settings, info, routed, wait_s) if routed else None
 
 
 def try_adapt(settings: Settings, rng: np.random.Generator) -> None:

@@ -2,11 +2,18 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    computed_field,
+    field_validator,
+    model_validator,
+)
 
 from cluster.errors import ServiceError
 from cluster.files import read_json, write_json
@@ -23,8 +30,7 @@ _MOVING: Final = "service.lock"
 class ServiceInfo(BaseModel):
     """Where a service is: the content of service.json.
 
-    `release` is the champion: what a canary is measured against, whatever its weight, and what
-    answers alone once the canary is taken out. `previous` was the champion before, and is kept up.
+    `previous` was the champion before, and is kept up.
     `keeper_pid` is None where the cluster is somebody else's; `keeper_started` is the kernel's
     start time of that process, so that a reused pid is not taken for it. `token_path` is where
     the cluster's Ray token lies, never the token.
@@ -35,7 +41,6 @@ class ServiceInfo(BaseModel):
     host: str
     port: int
     ray_address: str
-    release: str
     routed: Routed
     previous: str | None = None
     keeper_pid: int | None = None
@@ -51,6 +56,24 @@ class ServiceInfo(BaseModel):
         """A service that an older version started must be found, moved and stopped by this one."""
         return without_fixed(given)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_champion(cls, found: Any) -> Any:
+        """`routed` names the champion; a file of an earlier version names it as `release` only."""
+        if not isinstance(found, Mapping) or "release" not in found:
+            return found
+        kept = {name: value for name, value in found.items() if name != "release"}
+        routed = found.get("routed")
+        if isinstance(routed, Mapping):
+            kept["routed"] = {"champion": found["release"], **routed}
+        return kept
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def release(self) -> str:
+        """The champion: what answers alone once a canary is taken out."""
+        return self.routed.champion
+
     @property
     def url(self) -> str:
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104
@@ -59,7 +82,7 @@ class ServiceInfo(BaseModel):
     @property
     def up(self) -> tuple[str, ...]:
         """Every release whose application is kept up."""
-        kept = (self.release, *self.routed.named, *([self.previous] if self.previous else []))
+        kept = (*self.routed.named, *([self.previous] if self.previous else []))
         return tuple(dict.fromkeys(kept))
 
 

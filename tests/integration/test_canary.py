@@ -94,10 +94,12 @@ def test_a_canary_answers_its_users_and_always_the_same(running: Running) -> Non
     later = running.by_user()
     gone = [u for u in USERS if (first_time[u], later[u]) == (running.second, running.first)]
     assert gone == []
+    release = running.http.get("/v1/release").json()
+    assert (release["id"], release["routed"]["weights"][running.second]) == (running.first, 0.6)
 
 
 def test_a_canary_is_compared_in_the_report(running: Running) -> None:
-    releases.canary(running.settings, running.second, 0.5)
+    releases.canary(running.settings, running.second, 0.6)
     for user in USERS[:40]:
         answer = running.ask(user)
         body = {"id": answer["id"], "label": answer["label"]}

@@ -7,7 +7,7 @@ from typing import Any
 from cluster.audit.records import AuditRecord, FeedbackRecord, Record
 from serve_app.decide.cost import Prices
 from serve_app.monitor.stats import AlertThresholds, MonitorReport
-from serve_app.monitor.windows import Windows
+from serve_app.monitor.windows import Compared, Windows
 
 NOW_S = 1_800_000_000.0
 HOUR_S = 3600.0
@@ -62,5 +62,6 @@ def traffic(
 
 def report_on(records: Sequence[Record], **limits: Any) -> MonitorReport:
     windows = Windows(thresholds=AlertThresholds(**limits))
+    windows.compared = Compared("r1", ("r2",))
     windows.ingest(records)
     return windows.report(NOW_S)

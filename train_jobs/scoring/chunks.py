@@ -17,19 +17,20 @@ from typing import Any, Final
 import pyarrow as pa
 
 from cluster.errors import DataError
-from cluster.files import sha256_file
-from train_jobs.scoring.columns import Columns
-from train_jobs.scoring.parquet_files import Cursor, check_parquet, values_of
-from train_jobs.scoring.text_files import (
+from cluster.files import ROW_SUFFIXES, sha256_file
+from train_jobs.rows.parquet_files import Cursor, holds_strings, schema_of
+from train_jobs.rows.row import FoundRow, check_columns
+from train_jobs.rows.text_files import (
     TextRecord,
     check_jsonl,
     csv_header,
     csv_records,
+    csv_rows,
+    jsonl_rows,
     lines_of,
-    parsed,
 )
+from train_jobs.scoring.columns import Columns
 
-SUFFIXES: Final = (".csv", ".jsonl", ".ndjson", ".parquet")
 # Small enough that two cores share 10,000 rows fairly.
 FEWEST_ROWS: Final = 256
 # What a kill may cost: less than a minute of a core.
@@ -90,21 +91,22 @@ def files_of(data: Path) -> tuple[Path, list[Path]]:
         DataError: nothing there, or of another kind.
     """
     if data.is_file():
-        if data.suffix.lower() not in SUFFIXES:
+        if data.suffix.lower() not in ROW_SUFFIXES:
             raise DataError(
-                f"{data} ends in {data.suffix or 'nothing'}; {', '.join(SUFFIXES)} are understood."
+                f"{data} ends in {data.suffix or 'nothing'}; {', '.join(ROW_SUFFIXES)} are "
+                "understood."
             )
         return data.parent, [data]
     if not data.is_dir():
         raise DataError(f"There is no {data}. Give a CSV, JSONL or Parquet file, or a folder.")
     found = sorted(path for path in data.rglob("*") if path.is_file() and _is_data(path, data))
-    if odd := [path for path in found if path.suffix.lower() not in SUFFIXES]:
+    if odd := [path for path in found if path.suffix.lower() not in ROW_SUFFIXES]:
         raise DataError(
             f"{data} holds {len(odd)} files of another kind, such as {odd[0].name}. Leave "
-            f"{', '.join(SUFFIXES)} in it only, so that no row is left out unseen."
+            f"{', '.join(ROW_SUFFIXES)} in it only, so that no row is left out unseen."
         )
     if not found:
-        raise DataError(f"{data} holds no file ending in {', '.join(SUFFIXES)}.")
+        raise DataError(f"{data} holds no file ending in {', '.join(ROW_SUFFIXES)}.")
     return data, found
 
 
@@ -164,15 +166,30 @@ def _smallest(root: Path, name: str, columns: Columns) -> Iterator[Chunk]:
     path = root / name
     match path.suffix.lower():
         case ".parquet":
-            rows = check_parquet(path, columns)
+            rows = _check_parquet(path, columns)
             for first in range(0, rows, FEWEST_ROWS):
                 yield Chunk(0, name, first, min(FEWEST_ROWS, rows - first))
         case ".csv":
-            header = csv_header(path, columns)
-            yield from _cut(name, csv_records(path, header, header.end, None, 1), path)
+            header = csv_header(path)
+            check_columns(path, header.names, columns.names)
+            yield from _cut(name, csv_records(path, header, header.end, None, header.line), path)
         case _:
-            check_jsonl(path, columns)
+            check_jsonl(path, columns.text)
             yield from _cut(name, lines_of(path, 0, None, 0), path)
+
+
+def _check_parquet(path: Path, columns: Columns) -> int:
+    """The number of rows.
+
+    Raises:
+        DataError: it is no Parquet file, lacks a column, or the text's column holds no strings.
+    """
+    schema, rows = schema_of(path)
+    check_columns(path, schema.names, columns.names)
+    kind = schema.field(columns.text).type
+    if not holds_strings(kind):
+        raise DataError(f"The column {columns.text!r} of {path} is {kind}; strings were expected.")
+    return rows
 
 
 def _cut(name: str, records: Iterator["TextRecord"], path: Path) -> Iterator[Chunk]:
@@ -206,8 +223,8 @@ class Reader:
         path = self._root / chunk.file
         count = 0
         try:
-            for count, row in enumerate(self._rows(path, chunk), 1):  # noqa: B007 - used below
-                yield row
+            for count, found in enumerate(self._rows(path, chunk), 1):
+                yield self._row(chunk.first + count - 1, found)
         except (pa.ArrowException, OSError) as error:
             self._cursor = None
             raise DataError(f"{path} cannot be read: {error}. Mend it and run again.") from None
@@ -217,56 +234,32 @@ class Reader:
                 "was scored. Score it again into another folder."
             )
 
-    def _rows(self, path: Path, chunk: Chunk) -> Iterator[InputRow]:
+    def _rows(self, path: Path, chunk: Chunk) -> Iterator[FoundRow]:
         match path.suffix.lower():
             case ".parquet":
-                return self._parquet(path, chunk)
+                return self._at(path, chunk.file).rows(chunk.first, chunk.rows)
             case ".csv":
-                return self._csv(path, chunk)
+                return csv_rows(path, csv_header(path), chunk.start, chunk.end, chunk.line)
             case _:
-                return self._jsonl(path, chunk)
-
-    def _jsonl(self, path: Path, chunk: Chunk) -> Iterator[InputRow]:
-        records = lines_of(path, chunk.start, chunk.end, chunk.line)
-        for number, record in enumerate(records, chunk.first):
-            value, problem = parsed(record)
-            yield self._row(number, record.line, value, problem)
-
-    def _csv(self, path: Path, chunk: Chunk) -> Iterator[InputRow]:
-        header = csv_header(path, self._columns)
-        records = csv_records(path, header, chunk.start, chunk.end, chunk.line)
-        for number, record in enumerate(records, chunk.first):
-            value = None if record.problem else dict(zip(header.names, record.data, strict=True))
-            yield self._row(number, record.line, value, record.problem)
-
-    def _parquet(self, path: Path, chunk: Chunk) -> Iterator[InputRow]:
-        number = chunk.first
-        for batch in self._at(path, chunk.file).read(chunk.first, chunk.rows):
-            names = self._columns.names
-            columns = [values_of(batch.column(name)) for name in names]
-            for values in zip(*columns, strict=True):
-                yield self._row(number, None, dict(zip(names, values, strict=True)), None)
-                number += 1
+                return jsonl_rows(path, chunk.start, chunk.end, chunk.line)
 
     def _at(self, path: Path, name: str) -> Cursor:
         if self._cursor is None or self._cursor[0] != name:
-            self._cursor = name, Cursor(path, self._columns)
+            self._cursor = name, Cursor(path, self._columns.names)
         return self._cursor[1]
 
-    def _row(
-        self, number: int, line: int | None, value: dict[str, Any] | None, problem: str | None
-    ) -> InputRow:
-        if value is None:
-            return InputRow(number, line, problem=problem)
-        columns = self._columns
-        row = InputRow(number, line)
-        row.id = _word(value.get(columns.id)) if columns.id else None
-        row.kept = tuple(_word(value.get(name)) for name in columns.keep)
-        text = value.get(columns.text)
+    def _row(self, number: int, found: FoundRow) -> InputRow:
+        row, columns, cells = InputRow(number, found.line), self._columns, found.cells
+        if cells is None:
+            row.problem = found.problem.what if found.problem else None
+            return row
+        row.id = _word(cells.get(columns.id)) if columns.id else None
+        row.kept = tuple(_word(cells.get(name)) for name in columns.keep)
+        text = cells.get(columns.text)
         if isinstance(text, str):
             row.text = text
         else:
-            row.problem = _no_text(text, there=columns.text in value)
+            row.problem = _no_text(text, there=columns.text in cells)
         return row
 
 

@@ -28,7 +28,7 @@ from train_jobs.data import (
     load_dataset,
     read_messages,
 )
-from train_jobs.rows import read_rows
+from train_jobs.rows.read import read_rows
 from train_jobs.samples.generator import generate
 
 JUDGED = ("calibration", "tune", "certify", "test")
@@ -144,7 +144,9 @@ def test_duplicates_do_not_fill_a_class(settings: Settings, tmp_path: Path) -> N
 @pytest.mark.parametrize("line", ["one field", "a comma, unquoted,positive"])
 def test_a_broken_row(settings: Settings, tmp_path: Path, line: str) -> None:
     file = put(tmp_path / "m.csv", csv_of(samples(30)) + line + "\n")
-    refused(settings, DataConfig(data=file), "line 32", "2 expected (text, label)", "Quote fields")
+    refused(
+        settings, DataConfig(data=file), "line 32", "2 expected. The columns are text, label. Quote"
+    )
 
 
 @pytest.mark.parametrize("line", ['"never closed,positive', '"quoted"twice,positive'])
@@ -156,8 +158,10 @@ def test_a_row_that_is_no_csv(settings: Settings, tmp_path: Path, line: str) -> 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_wrong_encoding(settings: Settings, tmp_path: Path, encoding: str, suffix: str) -> None:
-    file = put(tmp_path / f"m{suffix}", csv_of([("déjà vu", "a")]).encode(encoding))
-    refused(settings, DataConfig(data=file), "is not UTF-8: byte 0x", "iconv -f latin1 -t utf-8")
+    row = {"text": "déjà vu", "label": "a"}
+    kinds = {".csv": csv_of([("déjà vu", "a")]), ".jsonl": json.dumps(row, ensure_ascii=False)}
+    file = put(tmp_path / f"m{suffix}", kinds[suffix].encode(encoding))
+    refused(settings, DataConfig(data=file), "not UTF-8. Convert", "iconv -f latin1 -t utf-8")
 
 
 @pytest.mark.parametrize("content", ["", "text,label\n", "\n\n"])
@@ -168,8 +172,8 @@ def test_an_empty_file(settings: Settings, tmp_path: Path, content: str) -> None
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [('{"text": ', "not JSON"), ("hello", "not JSON"), ("[1]", "a JSON list was found"),
-     ("3", "a JSON int was found")],
+    [('{"text": ', "not JSON"), ("hello", "not JSON"), ("[1]", "a JSON list instead of"),
+     ("3", "a JSON int instead of")],
 )  # fmt: skip
 def test_a_bad_line_of_json(settings: Settings, tmp_path: Path, line: str, said: str) -> None:
     file = put(tmp_path / "m.jsonl", '{"text": "a", "label": "b"}\n' + line + "\n")
@@ -283,7 +287,7 @@ def test_the_same_rows_in_every_format_are_the_same_dataset(
 def test_quoted_commas_and_line_breaks_are_text(tmp_path: Path) -> None:
     file = put(tmp_path / "m.csv", 'label,text\n1,"one, ""two""\nthree"\n\n2,four\n')
     assert list(read_rows(file, ("text", "label"))) == [
-        (3, ['one, "two"\nthree', "1"]),
+        (2, ['one, "two"\nthree', "1"]),
         (5, ["four", "2"]),
     ]
 

@@ -7,7 +7,7 @@ import pytest
 from cluster.registry import champion
 from cluster.releases import Release
 from cluster.settings import Settings
-from serve_app.cascade.traffic import Routed
+from serve_app.cascade.traffic import Routed, only, split
 from serve_app.service.state import write_info
 from tests.unit.cluster.cli.test_cli import firstline, refused, released
 from tests.unit.serve_app.service.test_process import info
@@ -20,7 +20,7 @@ def canaried(settings: Settings, released: list[Release]) -> list[Release]:
     """The second release answers nine tenths, the first one."""
     first, second = (release.id for release in released)
     routed = Routed(releases={second: 0.9, first: 0.1})
-    write_info(settings, info(release=second, routed=routed))
+    write_info(settings, info(routed=routed))
     return released
 
 
@@ -31,6 +31,27 @@ def test_the_list_says_what_each_release_does(canaried: list[Release]) -> None:
     assert second.endswith("  answers 0.9")
     found = json.loads(firstline("releases", "list", "--json").out)
     assert [(item["share"], item["shadow"]) for item in found] == [(0.1, False), (0.9, False)]
+
+
+def test_a_canary_above_one_half_does_not_get_the_star(
+    settings: Settings, released: list[Release]
+) -> None:
+    first, second = (release.id for release in released)
+    write_info(settings, info(routed=split(second, first, 0.9)))
+    found = json.loads(firstline("releases", "list", "--json").out)
+    assert [(item["champion"], item["share"]) for item in found] == [
+        (False, 0.9),
+        (True, pytest.approx(0.1)),
+    ]
+
+
+def test_the_star_is_the_running_services_own(settings: Settings, released: list[Release]) -> None:
+    """Another home may have moved the alias of a registry that both use."""
+    first, second = (release.id for release in released)
+    write_info(settings, info(routed=only(first)))
+    assert champion(settings) == second
+    one, other = firstline("releases", "list").out.splitlines()
+    assert (one[:2], other[:2]) == ("* ", "  ")
 
 
 def test_shadows_and_adaptive_weights_are_listed(

@@ -44,6 +44,7 @@ def assigned(made: Traffic) -> dict[str, str]:
         ({"releases": {"r-1": 1.0}, "shadow": ["r-2", "r-2"]}, "at most 2 different"),
         ({"releases": {"r-1": 1.0}, "shadow": ["a", "b", "c"]}, "at most 2 different"),
         ({"releases": {"r-1": 1.0}, "adaptive": True}, "two releases or more"),
+        ({"releases": {"r-1": 1.0}, "champion": "r-2"}, r"champion is 'r-2'; one of .*\['r-1'\]"),
         ({"releases": {"r-1": 1.0}, "weights": {}}, "weights"),
     ],
 )
@@ -59,6 +60,12 @@ def test_any_split_of_two_sums_to_one(share: float) -> None:
     routed = traffic.split("r-1", "r-2", share)
     assert math.fsum(routed.releases.values()) == pytest.approx(1, abs=1e-9)
     assert list(routed.releases) == ["r-1", "r-2"]
+    assert Routed.model_validate(routed.user_config()).champion == "r-1", "whatever the share"
+
+
+def test_a_config_of_before_the_champion_was_named_has_the_largest_weight() -> None:
+    assert Routed.model_validate({"releases": {"a": 0.4, "b": 0.6}}).champion == "b"
+    assert Routed.model_validate({"releases": {"a": 0.5, "b": 0.5}}).champion == "a"
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, math.nan])

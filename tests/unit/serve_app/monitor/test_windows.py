@@ -20,7 +20,7 @@ from cluster.audit.write import AuditLog
 from serve_app.contracts import AbuseAction, AbuseEvent, AbuseKind
 from serve_app.monitor.compare import wilson
 from serve_app.monitor.stats import AlertThresholds, MonitorReport, Verdict, WindowConfig
-from serve_app.monitor.windows import Windows
+from serve_app.monitor.windows import Compared, Windows
 from tests.support.monitoring import (
     HOUR_S,
     NOW_S,
@@ -362,13 +362,25 @@ def test_releases_that_answered_one_after_the_other_are_not_compared() -> None:
     assert report_on(before).comparison == []
 
 
-def test_the_weights_say_who_is_compared_and_who_is_the_champion() -> None:
+@pytest.mark.parametrize(("champion", "challenger"), [("r1", "r2"), ("r2", "r1")])
+def test_who_is_told_to_be_the_champion_is_whoever_answers_more(
+    champion: str, challenger: str
+) -> None:
+    """It was the larger weight: a canary above one half took the champion's place."""
     windows = Windows()
-    records = two(share=2)
+    records = two(share=3)
     windows.ingest([*records, *(answer(f"x{i}", 60 + i, release="gone") for i in range(9))])
-    windows.weights = {"r1": 0.4, "r2": 0.6}
+    assert windows.report(NOW_S).comparison == [], "nobody has told yet"
+    windows.compared = Compared(champion, (challenger,))
     [found] = windows.report(NOW_S).comparison
-    assert (found.champion.release, found.challenger.release) == ("r2", "r1")
+    assert (found.champion.release, found.challenger.release) == (champion, challenger)
+
+
+def test_nothing_is_compared_with_a_champion_that_has_not_answered() -> None:
+    windows = Windows()
+    windows.ingest(two(share=2))
+    windows.compared = Compared("r3", ("r1", "r2"))
+    assert windows.report(NOW_S).comparison == []
 
 
 def test_cached_answers_are_no_part_of_a_releases_cost_or_latency() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serve_app.cascade.traffic import Routed
 from serve_app.monitor.stats import MonitorReport
-from serve_app.monitor.windows import Windows
+from serve_app.monitor.windows import Compared, Windows
 from serve_app.service.adaptive import Trial, adapted, thompson_weights
 
 
@@ -72,6 +72,7 @@ def report(labels: dict[str, tuple[int, int]]) -> MonitorReport:
     from tests.support.monitoring import NOW_S, answer, judged
 
     windows = Windows()
+    windows.compared = Compared("old", ("new",))
     for release, (correct, labelled) in labels.items():
         made = [
             answer(f"{release}-{i}", 3600 * (1 - i / 1000), release=release) for i in range(1000)
@@ -90,6 +91,14 @@ def test_the_feedback_in_a_report_moves_the_weights() -> None:
     assert moved is not None
     assert moved.releases == {"old": pytest.approx(0.8), "new": pytest.approx(0.2)}
     assert moved.adaptive
+
+
+def test_a_challenger_of_more_weight_is_still_the_challenger() -> None:
+    found = report({"old": (80, 100), "new": (99, 100)})
+    routed = Routed(releases={"old": 0.45, "new": 0.55}, champion="old", adaptive=True)
+    moved = adapted(routed, found, np.random.default_rng(0))
+    assert moved is not None
+    assert (moved.champion, moved.releases["new"]) == ("old", pytest.approx(0.65))
 
 
 @pytest.mark.parametrize(

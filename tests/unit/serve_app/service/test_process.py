@@ -1,5 +1,6 @@
 """What is written down of a service, who may move it, and what the cluster is told."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,6 @@ def info(**changes: object) -> ServiceInfo:
         host="0.0.0.0",
         port=8000,
         ray_address="127.0.0.1:1",
-        release="r-1",
         routed=traffic.only("r-1"),
         config=ServeConfig(),
         started_at="2026-01-31T12:00:00+00:00",
@@ -46,6 +46,24 @@ def test_weights_and_shadows_come_back_as_they_were_written(served: Settings) ->
     assert read_info(served) == written
     assert list(written.up) == ["r-1", "r-2", "r-3", "r-0"]
     assert written.url == "http://127.0.0.1:8000"
+
+
+def test_the_champion_is_written_down_beside_a_canary_above_one_half(served: Settings) -> None:
+    write_info(served, info(routed=traffic.split("r-1", "r-2", 0.9)))
+    found = json.loads((served.home / STATE).read_text())
+    assert (found["release"], found["routed"]["champion"]) == ("r-1", "r-1")
+    read = read_info(served)
+    assert read is not None
+    assert read.release == "r-1"
+
+
+def test_a_state_file_of_before_the_champion_was_a_field_still_loads(served: Settings) -> None:
+    """Its `release` is the champion, also where a canary has the larger weight."""
+    written = info(routed=traffic.split("r-1", "r-2", 0.9))
+    old = written.model_dump(mode="json")
+    del old["routed"]["champion"]
+    (served.home / STATE).write_text(json.dumps(old))
+    assert read_info(served) == written
 
 
 def test_a_previous_champion_that_is_a_canary_again_is_up_once() -> None:
@@ -111,6 +129,7 @@ def test_a_canary_changes_nothing_of_the_router_but_its_user_config() -> None:
     [deployment] = after[-1].pop("deployments")
     assert deployment["user_config"] == {
         "releases": {"r-1": 0.9, "r-2": 0.1},
+        "champion": "r-1",
         "shadow": ["r-3"],
     }
     assert before[-1].pop("deployments") != [deployment]

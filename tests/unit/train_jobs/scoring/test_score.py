@@ -24,8 +24,8 @@ from serve_app.scored import REFUSED, SUMMARY, part, rows
 from tests.support.scoring import here
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message, traffic
+from train_jobs.rows import text_files
 from train_jobs.scoring import chunks as chunking
-from train_jobs.scoring import text_files
 from train_jobs.scoring.chunks import FEWEST_ROWS, Chunk, InputRow, Plan, Reader, hashes, plan
 from train_jobs.scoring.columns import Columns
 from train_jobs.scoring.score import ScoreConfig, run

@@ -1,6 +1,7 @@
 """Parquet files of any size: a cursor that reads forwards, a few rows at a time."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,30 +10,34 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from cluster.errors import DataError
-from train_jobs.scoring.columns import Columns, check_columns
+from train_jobs.rows.row import FoundRow
 
 _BATCH: Final = 256
 _READ_BYTES: Final = 1 << 20  # a row group of any size is streamed, not held
 
 
-def check_parquet(path: Path, columns: Columns) -> int:
-    """The number of rows.
-
-    Raises:
-        DataError: it is no Parquet file, lacks a column, or the text's column holds no strings.
-    """
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises DataError where the file turns out to be none; also behind a footer that is whole."""
     try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            rows = int(file.metadata.num_rows)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {error}") from None
-    check_columns(path, schema.names, columns)
-    kind = schema.field(columns.text).type
+
+
+def schema_of(path: Path) -> tuple[pa.Schema, int]:
+    """The schema and the number of rows.
+
+    Raises:
+        DataError: it is no Parquet file.
+    """
+    with readable(path), pq.ParquetFile(path) as file:
+        return file.schema_arrow, int(file.metadata.num_rows)
+
+
+def holds_strings(kind: pa.DataType) -> bool:
     plain = kind.value_type if pt.is_dictionary(kind) else kind
-    if not (pt.is_string(plain) or pt.is_large_string(plain) or pt.is_string_view(plain)):
-        raise DataError(f"The column {columns.text!r} of {path} is {kind}; strings were expected.")
-    return rows
+    return bool(pt.is_string(plain) or pt.is_large_string(plain) or pt.is_string_view(plain))
 
 
 class Cursor:
@@ -41,9 +46,9 @@ class Cursor:
     Going back, or over whole row groups, opens it anew at the right group.
     """
 
-    def __init__(self, path: Path, columns: Columns) -> None:
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self._file = pq.ParquetFile(path, buffer_size=_READ_BYTES)
-        self._columns = columns.names
+        self._columns = list(columns)
         meta = self._file.metadata
         sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
         self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
@@ -51,8 +56,14 @@ class Cursor:
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._left: pa.RecordBatch | None = None
 
-    def read(self, first: int, rows: int) -> Iterator[pa.RecordBatch]:
-        """Rows `first` to `first + rows`, in batches."""
+    def rows(self, first: int, count: int) -> Iterator[FoundRow]:
+        """Rows `first` to `first + count`."""
+        for batch in self._read(first, count):
+            columns = [_values(batch.column(name)) for name in self._columns]
+            for cells in zip(*columns, strict=True):
+                yield FoundRow(None, dict(zip(self._columns, cells, strict=True)))
+
+    def _read(self, first: int, rows: int) -> Iterator[pa.RecordBatch]:
         if not self._is_near(first):
             self._open(self._group(first))
         stop = first + rows
@@ -81,7 +92,7 @@ class Cursor:
         self._next, self._left = self._starts[group], None
 
 
-def values_of(column: pa.Array) -> list[Any]:
+def _values(column: pa.Array) -> list[Any]:
     """Python values; bytes for a string that is not UTF-8, instead of an error for its batch."""
     try:
         return list(column.to_pylist())
