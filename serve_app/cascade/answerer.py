@@ -35,11 +35,18 @@ from cluster.audit.records import AuditRecord
 from cluster.errors import ModelOutputError
 from serve_app.cascade.cache import Cache, NoCache, cacheable
 from serve_app.cascade.escalation import UNLIMITED, EscalationLimit
+from serve_app.cascade.steps import (
+    admit,
+    decide_all,
+    settle_cloud,
+    settle_edge,
+    texts_for_cloud,
+)
 from serve_app.cascade.work import RecordBuilder, Timer, Work
-from serve_app.contracts import Caller, Message, Outcome, Prediction, Route, RouteReason
+from serve_app.contracts import Caller, Message, Outcome, Route, RouteReason
 from serve_app.decide.answered import Answered
 from serve_app.decide.cost import Prices
-from serve_app.decide.explain import Alternative, Explanation, blinded, explain, preview
+from serve_app.decide.explain import Alternative, Explanation, blinded, preview
 from serve_app.decide.policy import RouterPolicy
 from serve_app.errors import EmptyTextsError, OverloadedError, UnansweredError
 from serve_app.guard.prepare import prepare
@@ -138,10 +145,7 @@ class Answerer:
         self._prepare = prepare
         self._explore_share = explore_share
         self._draw = draw
-        policy = release.policy
-        self._record_builder = RecordBuilder(
-            policy.threshold, "random" in policy.score.uses, hash_text, now
-        )
+        self._record_builder = RecordBuilder.of(release.policy, hash_text, now)
 
     async def answer(
         self,
@@ -252,7 +256,7 @@ class Answerer:
         """Asks the edge about what is new, and the rule where it goes."""
         if fresh:
             await self._ask_edge(fresh, timer)
-            await self._off_loop(size, self._decide_all, fresh)
+            await self._off_loop(size, decide_all, fresh, self.release.policy)
         self._refuse(works, lambda work: not work.known and work.message.pinned is not None)
 
     async def _ask_edge(self, works: Sequence[Work], timer: Timer) -> None:
@@ -260,14 +264,8 @@ class Answerer:
         for outcome in outcomes:
             if isinstance(outcome, OverloadedError):
                 raise outcome
-        latency_ms = timer.ms()
-        for work, answer in zip(works, self._usable(outcomes, Route.EDGE), strict=True):
-            work.edge = answer
-            work.settle(answer, latency_ms)
-
-    def _decide_all(self, works: Sequence[Work]) -> None:
-        for work in works:
-            work.decide(self.release.policy)
+        self._count_bad(outcomes)
+        settle_edge(works, outcomes, timer.ms())
 
     # -- exploring --
 
@@ -292,53 +290,26 @@ class Answerer:
 
     async def _escalate(self, works: Sequence[Work], fresh: Sequence[Work], timer: Timer) -> None:
         """Asks the cloud about what is to go there, as far as its limit lets it."""
-        wanted = [work for work in fresh if work.route is Route.CLOUD]
-        admitted = self._through_the_door(len(works), wanted, timer)
-        if admitted:
-            await self._ask_cloud(admitted, timer)
+        asking = admit(fresh, len(works), self.release.escalation, timer.ms())
+        if asking:
+            await self._ask_cloud(asking, timer)
         self._refuse(works, lambda work: not work.known)
 
-    def _through_the_door(self, seen: int, works: Sequence[Work], timer: Timer) -> list[Work]:
-        """Those that may ask; the others keep the edge's answer.
-
-        A message that the edge failed on has no other answer, so no limit holds for it.
-        """
-        must = [work for work in works if work.edge is None]
-        may = [work for work in works if work.edge is not None]
-        count, reason = self.release.escalation.admit(seen, len(must), len(may))
-        for work in may[count:]:
-            work.stay(reason, timer.ms())
-        return must + may[:count]
-
     async def _ask_cloud(self, works: Sequence[Work], timer: Timer) -> None:
-        if any(
-            work.message.pinned for work in works
-        ):  # decide() never does; this is the last check
-            raise AssertionError("a pinned message was about to leave the edge")
-        texts = [work.message.text for work in works]
+        texts = texts_for_cloud(works)
         try:
             outcomes = await self.release.cloud(texts, timer.left_s(reserve=_RESERVE))
         except OverloadedError as error:
             outcomes = [error] * len(texts)
         self.release.escalation.judge(outcomes)
-        latency_ms = timer.ms()
-        for work, answer in zip(works, self._usable(outcomes, Route.CLOUD), strict=True):
-            if answer is not None:
-                work.settle(answer, latency_ms)
-            elif work.edge is not None:
-                work.stay(RouteReason.CLOUD_FAILED, latency_ms)
+        self._count_bad(outcomes)
+        settle_cloud(works, outcomes, timer.ms())
 
     # -- what comes out --
 
-    def _usable(self, outcomes: Sequence[Outcome], tier: Route) -> list[Prediction | None]:
-        """Failures become None, after they are counted and logged, once per kind."""
-        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-        if bad := sum(isinstance(error, ModelOutputError) for error in errors):
+    def _count_bad(self, outcomes: Sequence[Outcome]) -> None:
+        if bad := sum(isinstance(outcome, ModelOutputError) for outcome in outcomes):
             self._emitter.bad_outputs(bad)
-        for kind in {type(error) for error in errors}:
-            # The kind alone: an error's text may quote what a customer wrote.
-            log.warning("The %s failed on %d messages: %s.", tier, len(errors), kind.__name__)
-        return [outcome if isinstance(outcome, Prediction) else None for outcome in outcomes]
 
     @staticmethod
     def _refuse(works: Sequence[Work], lost: Callable[[Work], bool]) -> None:
@@ -383,13 +354,4 @@ class Answerer:
 
     def _explain(self, work: Work) -> Explanation:
         release = self.release
-        given = work.final.probabilities if work.final else ()
-        return explain(
-            release.policy,
-            work.message,
-            work.edge,
-            work.decision,
-            prices=release.prices,
-            alternatives=release.alternatives,
-            probabilities=dict(zip(release.labels, given, strict=bool(given))),
-        )
+        return work.explained(release.policy, release.prices, release.labels, release.alternatives)

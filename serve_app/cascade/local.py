@@ -5,10 +5,11 @@ Nothing is sent, audited or counted. It is the user's own machine, so the probab
 
 from cluster.errors import DataError
 from cluster.releases import Release
+from serve_app.cascade.steps import decide_all, settle_edge
+from serve_app.cascade.work import Work
 from serve_app.decide.cost import Prices
-from serve_app.decide.explain import Explanation, explain, load_alternatives
-from serve_app.decide.policy import decide, policy_of
-from serve_app.decide.signals import signals
+from serve_app.decide.explain import Explanation, load_alternatives
+from serve_app.decide.policy import policy_of
 from serve_app.guard.prepare import prepare
 from serve_app.model.golden import TierModel
 
@@ -27,14 +28,8 @@ def explain_locally(release: Release, text: str) -> Explanation:
     policy, alternatives = policy_of(release), load_alternatives(release.path)
     sha256 = release.manifest.edge_sha256
     model = TierModel.load(release.edge_path, sha256, 1, release.edge_artifact)
-    edge = model.predict([message.text])[0]
-    given = edge.probabilities if edge else ()
-    return explain(
-        policy,
-        message,
-        edge,
-        decide(message, edge, policy, signals(message, edge)) if edge else None,
-        prices=Prices.model_validate(release.prices),
-        alternatives=alternatives,
-        probabilities=dict(zip(release.manifest.labels, given, strict=bool(given))),
-    )
+    work = Work(message)
+    settle_edge([work], model.predict([message.text]), 0.0)
+    decide_all([work], policy)
+    prices = Prices.model_validate(release.prices)
+    return work.explained(policy, prices, release.manifest.labels, alternatives)

@@ -1,13 +1,13 @@
 """One message on its way through the router, and what leaves and is written down of it. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.audit.records import AuditRecord
 from serve_app.contracts import Cached, Decision, Message, Prediction, Route, RouteReason
 from serve_app.decide.answered import Answered
 from serve_app.decide.cost import Prices
-from serve_app.decide.explain import Explanation
+from serve_app.decide.explain import Alternative, Explanation, explain
 from serve_app.decide.policy import RouterPolicy, decide
 from serve_app.decide.signals import signals
 
@@ -111,6 +111,25 @@ class Work:
             explanation=explanation,
         )
 
+    def explained(
+        self,
+        policy: RouterPolicy,
+        prices: Prices,
+        labels: Sequence[str],
+        alternatives: Sequence[Alternative],
+    ) -> Explanation:
+        """Why the rule sent it where it did, with the probabilities of the model that answered."""
+        given = self.final.probabilities if self.final else ()
+        return explain(
+            policy,
+            self.message,
+            self.edge,
+            self.decision,
+            prices=prices,
+            alternatives=alternatives,
+            probabilities=dict(zip(labels, given, strict=bool(given))),
+        )
+
 
 @dataclass(frozen=True)
 class RecordBuilder:
@@ -125,6 +144,17 @@ class RecordBuilder:
     hash_text: Callable[[str], str]
     now: Callable[[], float]
     offline: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        policy: RouterPolicy,
+        hash_text: Callable[[str], str],
+        now: Callable[[], float],
+        *,
+        offline: bool = False,
+    ) -> "RecordBuilder":
+        return cls(policy.threshold, "random" in policy.score.uses, hash_text, now, offline)
 
     def record(self, work: Work, answer: Answered, shadow_of: str | None = None) -> AuditRecord:
         known = work.cached or work.decision

@@ -28,13 +28,8 @@ class JobAudit:
     """
 
     def __init__(self, settings: Settings, release: Release, out: Path) -> None:
-        policy = policy_of(release)
-        key = load_key(settings.home / "audit.key", settings.audit_key)
-        uses_random = "random" in policy.score.uses
-        hasher = TextHasher(key)
-        self._record_builder = RecordBuilder(
-            policy.threshold, uses_random, hasher, time.time, offline=True
-        )
+        hasher = TextHasher(load_key(settings.home / "audit.key", settings.audit_key))
+        self._record_builder = RecordBuilder.of(policy_of(release), hasher, time.time, offline=True)
         self._log = AuditLog(settings.audit_dir, f"score-{os.getpid()}")
         self._release, self._out = release.id, out
         self._prices = Prices.model_validate(release.prices)
