@@ -138,7 +138,7 @@ async def test_foreign_values_are_nothing(redis_url: str) -> None:
 
 async def test_another_services_key_reads_nothing(redis_url: str) -> None:
     async with opened(redis_url) as ours, opened(redis_url, key=b"x" * 32) as theirs:
-        await ours.set("a", b"1", 60)
+        await ours.set_many({"a": b"1"}, 60)
         assert await theirs.get("a") is None
 
 
