@@ -213,6 +213,7 @@ def _recipe(facts: Facts) -> list[str]:
 def _tried(recipe: Mapping[str, Any]) -> list[str]:
     """What competed for the cloud's recipe, and what each reached."""
     chosen, rows = recipe["chosen"], recipe["rows"]
+    probed = chosen["head"] == "probe"
     table = [
         (
             _code(one["name"]),
@@ -226,17 +227,10 @@ def _tried(recipe: Mapping[str, Any]) -> list[str]:
         "### recipes that were tried",
         f"Short fits, judged on {rows:,} rows held out of `train`, which the model has learned "
         f"from since. Chosen: a rate of {chosen['learning_rate']:g}, starting from a "
-        f"{_head(chosen)}. Labels are smoothed by {chosen['smoothing']:g}. *Run* is the share of "
+        f"{'linear probe; the mean weights of two fits' if probed else 'random head'}. Labels are smoothed by {chosen['smoothing']:g}. *Run* is the share of "
         "the short fit before it was stopped; *log-loss* is calibrated.",
         _table(("candidate", "run", "accuracy", "log-loss"), table),
     ]
-
-
-def _head(chosen: Mapping[str, Any]) -> str:
-    """Where the fit of a candidate began, and of how many it is the mean."""
-    if chosen["head"] == "new":
-        return "random head; one fit"
-    return "linear probe; the mean weights of two fits"
 
 
 def _figures(facts: Facts) -> list[str]:

@@ -40,8 +40,8 @@ class Rungs(Searcher):
         """There is nothing to set: the candidates are given, and so is what they are judged by."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial; None while a rung is not ended; FINISHED after the last."""
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial; None while a rung is not ended; FINISHED, a string, after the last."""
         if not self._next:
             return Searcher.FINISHED if self._is_last else None
         number, share = self._next.pop(0)

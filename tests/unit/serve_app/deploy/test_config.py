@@ -89,7 +89,7 @@ def test_a_service_of_an_older_version_is_still_found() -> None:
     settings = load_settings()
     config = ServeConfig(routers=2)
     info = ServiceInfo(
-        host="127.0.0.1", port=8000, ray_address="auto", release="r-1", routed=only("r-1"),
+        host="127.0.0.1", port=8000, ray_address="auto", routed=only("r-1"),
         config=config, started_at="2026-11-30T00:00:00+00:00",
     )  # fmt: skip
     write_info(settings, info)
