@@ -213,7 +213,9 @@ def _recipe(facts: Facts) -> list[str]:
 def _tried(recipe: Mapping[str, Any]) -> list[str]:
     """What competed for the cloud's recipe, and what each reached."""
     chosen, rows = recipe["chosen"], recipe["rows"]
-    probed = chosen["head"] == "probe"
+    start = "random head"
+    if chosen["head"] == "probe":
+        start = "linear probe; the mean weights of two fits"
     table = [
         (
             _code(one["name"]),
@@ -226,8 +228,8 @@ def _tried(recipe: Mapping[str, Any]) -> list[str]:
     return [
         "### recipes that were tried",
         f"Short fits, judged on {rows:,} rows held out of `train`, which the model has learned "
-        f"from since. Chosen: a rate of {chosen['learning_rate']:g}, starting from a "
-        f"{'linear probe; the mean weights of two fits' if probed else 'random head'}. Labels are smoothed by {chosen['smoothing']:g}. *Run* is the share of "
+        f"from since. Chosen: a rate of {chosen['learning_rate']:g}, starting from a {start}. "
+        f"Labels are smoothed by {chosen['smoothing']:g}. *Run* is the share of "
         "the short fit before it was stopped; *log-loss* is calibrated.",
         _table(("candidate", "run", "accuracy", "log-loss"), table),
     ]
