@@ -213,9 +213,7 @@ def _recipe(facts: Facts) -> list[str]:
 def _tried(recipe: Mapping[str, Any]) -> list[str]:
     """What competed for the cloud's recipe, and what each reached."""
     chosen, rows = recipe["chosen"], recipe["rows"]
-    start = "random head"
-    if chosen["head"] == "probe":
-        start = "linear probe; the mean weights of two fits"
+    start = {"probe": "linear probe; two fits averaged", "new": "random head"}[chosen["head"]]
     table = [
         (
             _code(one["name"]),
