@@ -4,9 +4,9 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import ServiceError
 from cluster.files import read_json, write_json
@@ -45,12 +45,6 @@ class ServiceInfo(BaseModel):
     config: ServeConfig
     started_at: str
 
-    @field_validator("config", mode="before")
-    @classmethod
-    def _of_any_version(cls, given: Any) -> Any:
-        """A service that an older version started must be found, moved and stopped by this one."""
-        return without_fixed(given)
-
     @property
     def url(self) -> str:
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104
@@ -71,7 +65,10 @@ def read_info(settings: Settings) -> ServiceInfo | None:
     """
     path = settings.home / STATE
     try:
-        return ServiceInfo.model_validate(read_json(path))
+        found = read_json(path)
+        if isinstance(found, dict):  # an older version's service is found, moved and stopped, too
+            found["config"] = without_fixed(found.get("config"))
+        return ServiceInfo.model_validate(found)
     except FileNotFoundError:
         return None
     except (ValidationError, ValueError) as error:
