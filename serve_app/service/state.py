@@ -6,14 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ValidationError,
-    computed_field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
 from cluster.errors import ServiceError
 from cluster.files import read_json, write_json
@@ -49,12 +42,6 @@ class ServiceInfo(BaseModel):
     token_path: Path | None = None
     config: ServeConfig
     started_at: str
-
-    @field_validator("config", mode="before")
-    @classmethod
-    def _of_any_version(cls, given: Any) -> Any:
-        """A service that an older version started must be found, moved and stopped by this one."""
-        return without_fixed(given)
 
     @model_validator(mode="before")
     @classmethod
@@ -94,7 +81,10 @@ def read_info(settings: Settings) -> ServiceInfo | None:
     """
     path = settings.home / STATE
     try:
-        return ServiceInfo.model_validate(read_json(path))
+        found = read_json(path)
+        if isinstance(found, dict):  # an older version's service is found, moved and stopped, too
+            found["config"] = without_fixed(found.get("config"))
+        return ServiceInfo.model_validate(found)
     except FileNotFoundError:
         return None
     except (ValidationError, ValueError) as error:
