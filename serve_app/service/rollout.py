@@ -18,6 +18,7 @@ import httpx
 
 from cluster.connect import connect
 from cluster.errors import ServiceError
+from cluster.ray_private import serve_client
 from cluster.ray_private.auth import using_token
 from cluster.settings import Settings
 from serve_app.cascade.traffic import Routed
@@ -73,8 +74,6 @@ def deploy(
     The list is the whole of what was deployed by config, so what others deployed this way is kept.
     """
     from ray.serve.schema import ServeDeploySchema
-
-    from cluster.ray_private import serve_client
 
     theirs = [
         app.model_dump(exclude_unset=True)
@@ -182,8 +181,6 @@ def ask_monitor() -> MonitorReport:
 def connected(settings: Settings, info: ServiceInfo) -> Iterator[None]:
     """A driver in the service's cluster, for as long as the block takes."""
     import ray
-
-    from cluster.ray_private import serve_client
 
     if ray.is_initialized():
         yield

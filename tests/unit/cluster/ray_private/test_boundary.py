@@ -33,6 +33,7 @@ def private_uses(source: str, variables: bool = True) -> list[str]:
     return [
         f"line {node.lineno}: {name}"
         for node in ast.walk(tree)
+        if isinstance(node, ast.stmt | ast.expr | ast.keyword)
         for name in _private(node, imports_ray, variables)
     ]
 

@@ -8,6 +8,7 @@ import inspect
 import json
 import mmap
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ def holds(file: Path, word: str) -> bool:
         file.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        return content.find(word.encode()) >= 0
+        return re.search(rf"{word}\b".encode(), content) is not None
 
 
 @pytest.mark.parametrize("name", IN_FILE)
