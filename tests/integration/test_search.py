@@ -21,6 +21,8 @@ from tune.learned.pool import Scorer, pool
 from tune.objective import Shape, curve, evaluate, front
 from tune.sweep.search import SweepConfig, SweepResult, load, run, save
 
+pytestmark = pytest.mark.xdist_group("training")  # as test_training.py, it stands back for services
+
 PRICES = Prices()
 TABLE = toy_table(1000, seed=1)
 EXTRA = toy_table(600, seed=3, split="calibration")

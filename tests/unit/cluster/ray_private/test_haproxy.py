@@ -23,14 +23,9 @@ from cluster.ray_private import haproxy
 from cluster.ray_private.serve_environment import serve_environment
 from serve_app.http.body import BODY_TIMEOUT_S
 from serve_app.http.routes import CLASSIFY
+from tests.support.waiting import free_port
 
 BACKEND = "http-firstline-router"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
