@@ -165,8 +165,8 @@ def test_online_and_offline_give_one_answer_for_one_reason_at_one_cost(
 def test_the_cache_changes_the_cost_of_an_answer_alone(
     pair: tuple[TierModel, TierModel], texts: list[str], policy: RouterPolicy
 ) -> None:
-    edge, cloud = map(Tier, pair)
-    works = OfflineCascade(edge, cloud, policy, PRICES).answer(list(map(guard, texts)))
+    cascade = OfflineCascade(Tier(pair[0]), Tier(pair[1]), policy, PRICES)
+    works = cascade.answer(list(map(guard, texts)))
 
     async def check(pool: ThreadPoolExecutor) -> None:
         cache = ResponseCache(CacheConfig(), b"k" * 32)
