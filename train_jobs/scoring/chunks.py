@@ -21,7 +21,7 @@ from cluster.files import sha256_file
 from train_jobs.scoring.columns import Columns
 from train_jobs.scoring.parquet_files import Cursor, check_parquet, values_of
 from train_jobs.scoring.text_files import (
-    Record,
+    TextRecord,
     check_jsonl,
     csv_header,
     csv_records,
@@ -175,10 +175,10 @@ def _smallest(root: Path, name: str, columns: Columns) -> Iterator[Chunk]:
             yield from _cut(name, lines_of(path, 0, None, 0), path)
 
 
-def _cut(name: str, records: Iterator["Record"], path: Path) -> Iterator[Chunk]:
+def _cut(name: str, records: Iterator["TextRecord"], path: Path) -> Iterator[Chunk]:
     """Records in pieces of FEWEST_ROWS, by their offsets."""
     rows = 0
-    begun: Record | None = None
+    begun: TextRecord | None = None
     for number, record in enumerate(records):
         if rows == FEWEST_ROWS and begun is not None:
             yield Chunk(0, name, number - rows, rows, begun.start, record.start, begun.line - 1)

@@ -16,7 +16,7 @@ _BOM: Final = "\ufeff"
 
 
 @dataclass(slots=True)
-class Record:
+class TextRecord:
     """Where a record starts, its first line, and its bytes or cells."""
 
     start: int
@@ -61,7 +61,7 @@ class _Feed:
                 return
 
 
-def lines_of(path: Path, start: int, end: int | None, line: int) -> Iterator[Record]:
+def lines_of(path: Path, start: int, end: int | None, line: int) -> Iterator[TextRecord]:
     """The lines of a JSONL file that have a character."""
     with path.open("rb") as file:
         feed = _Feed(file, start, line)
@@ -71,12 +71,12 @@ def lines_of(path: Path, start: int, end: int | None, line: int) -> Iterator[Rec
             if text is None:
                 return
             if text.strip():
-                yield Record(began, feed.line, text, feed.problem)
+                yield TextRecord(began, feed.line, text, feed.problem)
 
 
 def csv_records(
     path: Path, header: "CsvHeader", start: int, end: int | None, line: int
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """The records of a CSV file; one that is broken ends where csv.reader gives it up."""
     with path.open("rb") as file:
         feed = _Feed(file, start, line)
@@ -86,12 +86,12 @@ def csv_records(
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                yield Record(began, first, [], f"lines {first} to {feed.line}: {error}")
+                yield TextRecord(began, first, [], f"lines {first} to {feed.line}: {error}")
                 continue
             if cells is None:
                 return
             if cells:
-                yield Record(began, first, cells, feed.problem or header.misfit(cells))
+                yield TextRecord(began, first, cells, feed.problem or header.misfit(cells))
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def check_jsonl(path: Path, columns: Columns) -> None:
         check_columns(path, sorted(names), columns)
 
 
-def parsed(record: Record) -> tuple[dict[str, Any] | None, str | None]:
+def parsed(record: TextRecord) -> tuple[dict[str, Any] | None, str | None]:
     """The object of a line, or what is wrong with it."""
     if record.problem:
         return None, record.problem
