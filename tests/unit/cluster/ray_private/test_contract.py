@@ -56,7 +56,7 @@ def gone(user: str, what: str, why: str = "") -> str:
 
 
 def set_by_us(folder: Path) -> dict[str, str]:
-    return {**environment.QUIET, **environment.SERVE_MODE, **serve_environment(folder)}
+    return {**environment.QUIET, **environment.SERVE_ENV, **serve_environment(folder)}
 
 
 # ---- variables ----------------------------------------------------------------------------------
