@@ -11,7 +11,7 @@ from typing import Any, Final
 from cluster.errors import ConfigError, ServiceError
 from cluster.ray_private.environment import (
     QUIET,
-    SERVE_MODE,
+    SERVE_ENV,
     cluster_address,
     is_submitted_job,
     one_attempt,
@@ -64,7 +64,7 @@ def connect(
             runtime_env["working_dir"] = str(_package_root())
         _join(address, runtime_env, common)
         return
-    for name, value in SERVE_MODE.items():
+    for name, value in SERVE_ENV.items():
         os.environ.setdefault(name, value)
     ray.init(
         address="local",

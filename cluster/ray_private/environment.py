@@ -14,7 +14,7 @@ from typing import Final
 ADDRESS: Final = "RAY_ADDRESS"
 # Documented, and told to the cluster's processes in no other way; public: none. Together they gave
 # 609 requests/s against 218 of the default proxy, at 32 connections.
-SERVE_MODE: Final = {
+SERVE_ENV: Final = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
 }

@@ -4,6 +4,7 @@ in service, where a variable that Ray no longer reads is simply not read.
 That it does what it is there for, the tests of the service in tests/integration show.
 """
 
+import importlib
 import inspect
 import json
 import mmap
@@ -11,21 +12,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import ray
-from ray.data import DataContext
-from ray.serve import api, context
-from ray.serve._private import constants, haproxy_templates
-from ray.serve._private.client import ServeControllerClient
-from ray.serve._private.controller import ServeController
-from ray.serve.request_router import RequestRouter, RunningReplica
-from ray.train import UserCallback
-from ray.tune.experiment import Trial
 
 from cluster.ray_private import auth, environment, haproxy
 from cluster.ray_private.serve_environment import serve_environment
@@ -65,7 +56,7 @@ def gone(user: str, what: str, why: str = "") -> str:
 
 
 def set_by_us(folder: Path) -> dict[str, str]:
-    return {**environment.QUIET, **environment.SERVE_MODE, **serve_environment(folder)}
+    return {**environment.QUIET, **environment.SERVE_ENV, **serve_environment(folder)}
 
 
 # ---- variables ----------------------------------------------------------------------------------
@@ -112,52 +103,116 @@ def same(read: Any, value: str) -> bool:
 
 
 def test_every_variable_that_is_set_is_looked_for(tmp_path: Path) -> None:
-    known = {*IN_FILE, *vars(constants), *CONSTANTS}
+    known = {*IN_FILE, *CONSTANTS, *vars(found(CONSTANT))}
     assert set(set_by_us(tmp_path)) - known == set()
 
 
-def test_the_callback_that_writes_the_state_of_tune_is_there() -> None:
-    from ray.tune.logger import JsonLoggerCallback
-
-    made = f"ray.tune.logger.{JsonLoggerCallback.__name__}"
-    assert made == environment._TUNE_LOGGER
+# ---- what is called and read --------------------------------------------------------------------
 
 
-# ---- functions and methods ----------------------------------------------------------------------
+def found(name: str) -> Any:
+    """`module:attribute.attribute` of Ray; None if it is not there."""
+    module, _, attributes = name.partition(":")
+    try:
+        value: Any = importlib.import_module(module)
+        for attribute in filter(None, attributes.split(".")):
+            value = getattr(value, attribute)
+    except (ImportError, AttributeError):
+        return None
+    return value
 
 
-def parameters(function: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(function).parameters)
+def source_of(name: str) -> str:
+    value = found(name)
+    return "" if value is None else inspect.getsource(value)
 
 
-SIGNATURES: Final[dict[str, tuple[Callable[..., Any], list[str]]]] = {
-    "ray.serve.context._get_global_client": (
-        context._get_global_client,
-        ["raise_if_no_controller_running"],
-    ),
-    "ray.serve.context._set_global_client": (context._set_global_client, ["client"]),
-    "ServeControllerClient.deploy_apps": (
-        ServeControllerClient.deploy_apps,
+CLIENT: Final = "cluster/ray_private/serve_client.py"
+AUTH: Final = "cluster/ray_private/auth.py"
+HAPROXY: Final = "cluster/ray_private/haproxy.py"
+FAILOVER: Final = "cluster/ray_private/haproxy_failover.py"
+ROUTING: Final = "serve_app/tiers/least_outstanding.py"
+CONSTANT: Final = "ray.serve._private.constants"
+ROUTER: Final = "ray.serve.request_router:RequestRouter"
+REPLICA: Final = "ray.serve.request_router:RunningReplica"
+
+# What of Ray is alpha, or for developers, is among them: it stands where it is used.
+SIGNATURES: Final = {
+    "ray.serve.context:_get_global_client": (CLIENT, ["raise_if_no_controller_running"]),
+    "ray.serve.context:_set_global_client": (CLIENT, ["client"]),
+    "ray.serve._private.client:ServeControllerClient.deploy_apps": (
+        CLIENT,
         ["self", "config", "_blocking"],
     ),
-    "ServeController.get_app_configs": (ServeController.get_app_configs, ["self"]),
+    "ray.serve._private.controller:ServeController.get_app_configs": (CLIENT, ["self"]),
+    "ray.serve:get_deployment_handle": (
+        CLIENT,
+        ["deployment_name", "app_name", "_check_exists", "_record_telemetry"],
+    ),
+    f"{ROUTER}.initialize_state": (ROUTING, ["self", "kwargs"]),
+    f"{ROUTER}.update_replicas": (ROUTING, ["self", "replicas"]),
+    f"{ROUTER}.choose_replicas": (ROUTING, ["self", "candidate_replicas", "pending_request"]),
+    f"{ROUTER}.on_new_queue_len_info": (ROUTING, ["self", "replica_id", "num_ongoing_requests"]),
+    "ray.train:UserCallback.after_exception": (
+        "train_jobs/training/checkpoints.py",
+        ["self", "run_context", "worker_exceptions"],
+    ),
+    "ray.tune.experiment:Trial.is_finished": ("tune/sweep/search.py", ["self"]),
+}
+ATTRIBUTES: Final = {
+    "ray.tune.logger:JsonLoggerCallback": "cluster/ray_private/environment.py",
+    f"{ROUTER}.curr_replicas": ROUTING,
+    f"{ROUTER}.replica_queue_len_cache": ROUTING,
+    f"{REPLICA}.node_id": ROUTING,
+    f"{REPLICA}.replica_metadata": ROUTING,
+    f"{REPLICA}.max_ongoing_requests": ROUTING,
+    "ray.data:DataContext.enable_progress_bars": "train_jobs/scoring/on_ray.py",
+    "ray.data:DataContext.print_on_execution_start": "train_jobs/scoring/on_ray.py",
+    "ray.data:DataContext.raise_original_map_exception": "train_jobs/scoring/on_ray.py",
+}
+# A constant of Serve, whose it is, and what we took it to be.
+NAMES: Final = {
+    f"{CONSTANT}:RECORD_REPLICA_METADATA_METHOD": (
+        "serve_app/tiers/replica.py",
+        Tier.record_replica_metadata.__name__,
+    ),
+    "ray.serve._private.replica:SERVE_BUILD_ASGI_APP_METHOD": (
+        "serve_app/deploy/router.py",
+        Router.__serve_build_asgi_app__.__name__,
+    ),
+    f"{CONSTANT}:SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER": (HAPROXY, haproxy._UNWATCHED),
+    f"{CONSTANT}:SERVE_HTTP_REQUEST_ID_HEADER": (HAPROXY, haproxy._ID),
+}
+# Lines that tell of an attribute, or of the place of a file, which nothing else does.
+LINES: Final = {
+    "self._controller: Any = controller": (CLIENT, "ray.serve._private.client"),
+    "os.path.join(d, self._node_id, f)": (FAILOVER, "ray.serve._private.haproxy"),
 }
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_serve_client_calls_what_is_there(name: str) -> None:
-    function, expected = SIGNATURES[name]
-    assert parameters(function) == expected, gone("cluster/ray_private/serve_client.py", name)
+def test_what_is_called_takes_what_it_is_given(name: str) -> None:
+    user, expected = SIGNATURES[name]
+    function = found(name)
+    assert function is not None, gone(user, name)
+    assert list(inspect.signature(function).parameters) == expected, gone(user, name)
 
 
-def test_serve_client_finds_the_controller_of_a_client() -> None:
-    user = "cluster/ray_private/serve_client.py"
-    assert "_controller" in inspect.getsource(ServeControllerClient.__init__), gone(
-        user, "ServeControllerClient._controller"
-    )
-    assert "_check_exists" in parameters(api.get_deployment_handle), gone(
-        user, "get_deployment_handle(_check_exists=False)"
-    )
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_what_is_read_is_there(name: str) -> None:
+    assert found(name) is not None, gone(ATTRIBUTES[name], name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_serve_calls_it_by_the_name_that_it_has_here(name: str) -> None:
+    user, ours = NAMES[name]
+    assert found(name) == ours, gone(user, ours, f"{name} is {found(name)!r}.")
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_serve_is_written_as_it_was(line: str) -> None:
+    user, module = LINES[line]
+    assert line in source_of(f"{module}:"), gone(user, f"{line!r} of {module}")
 
 
 def test_auth_changes_the_token_of_a_process_that_has_imported_ray(tmp_path: Path) -> None:
@@ -180,7 +235,7 @@ for path in sys.argv[1:]:
         capture_output=True, text=True,
     )  # fmt: skip
     assert ran.stdout.split() == tokens, gone(
-        "cluster/ray_private/auth.py", "Config.initialize and AuthenticationTokenLoader", ran.stderr
+        AUTH, "Config.initialize and AuthenticationTokenLoader", ran.stderr
     )
 
 
@@ -199,56 +254,5 @@ TEMPLATE: Final = (
 
 @pytest.mark.parametrize("line", TEMPLATE)
 def test_haproxy_changes_lines_that_are_in_rays_template(line: str) -> None:
-    assert line in haproxy_templates.HAPROXY_CONFIG_TEMPLATE, gone(
-        "cluster/ray_private/haproxy.py", f"the line {line.strip()!r} of HAPROXY_CONFIG_TEMPLATE"
-    )
-
-
-def test_haproxy_names_headers_and_files_as_serve_does() -> None:
-    user = "cluster/ray_private/haproxy.py"
-    assert constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER == haproxy._UNWATCHED, gone(
-        user, haproxy._UNWATCHED
-    )
-    assert constants.SERVE_HTTP_REQUEST_ID_HEADER == haproxy._ID, gone(user, haproxy._ID)
-
-
-def test_haproxy_failover_finds_a_nodes_files_as_serve_lays_them() -> None:
-    from ray.serve._private import haproxy as rays
-
-    laid = "os.path.join(d, self._node_id, f)"
-    assert laid in inspect.getsource(rays), gone(
-        "cluster/ray_private/haproxy_failover.py", "<folder>/<node>/admin.sock and haproxy.cfg"
-    )
-
-
-# ---- hooks, alpha and developer APIs, which stand where they are used ---------------------------
-
-
-def _uses() -> Iterator[tuple[str, str, bool]]:
-    """(file, what it uses, whether Ray has it)."""
-    router = "serve_app/tiers/least_outstanding.py"
-    for name in ("initialize_state", "update_replicas", "choose_replicas", "on_new_queue_len_info",
-                 "curr_replicas", "replica_queue_len_cache"):  # fmt: skip
-        yield router, f"RequestRouter.{name}", hasattr(RequestRouter, name)
-    for name in ("node_id", "replica_id", "replica_metadata", "max_ongoing_requests"):
-        yield router, f"RunningReplica.{name}", hasattr(RunningReplica, name)
-    hook = constants.RECORD_REPLICA_METADATA_METHOD
-    yield "serve_app/tiers/replica.py", "record_replica_metadata", hasattr(Tier, hook)
-    hook = "__serve_build_asgi_app__"
-    named = hook in inspect.getsource(api.ingress) and hasattr(Router, hook)
-    yield "serve_app/deploy/router.py", hook, named
-    knobs = {field.name for field in fields(DataContext)}
-    for name in ("enable_progress_bars", "print_on_execution_start",
-                 "raise_original_map_exception"):  # fmt: skip
-        yield "train_jobs/scoring/on_ray.py", f"DataContext.{name}", name in knobs
-    yield (
-        "train_jobs/training/checkpoints.py",
-        "UserCallback.after_exception",
-        (parameters(UserCallback.after_exception) == ["self", "run_context", "worker_exceptions"]),
-    )
-    yield "tune/sweep/search.py", "Trial.is_finished", hasattr(Trial, "is_finished")
-
-
-@pytest.mark.parametrize(("user", "what", "there"), _uses())
-def test_what_ray_may_change_is_as_it_was(user: str, what: str, there: bool) -> None:
-    assert there, gone(user, what)
+    template = "ray.serve._private.haproxy_templates:HAPROXY_CONFIG_TEMPLATE"
+    assert line in str(found(template)), gone(HAPROXY, f"the line {line.strip()!r} of {template}")
