@@ -145,3 +145,8 @@ async def drive(api: FastAPI, parts: AsyncIterator[Any], scope: dict[str, Any]) 
 def response_of(sent: list[Any]) -> httpx.Response:
     content = b"".join(message.get("body", b"") for message in sent[1:])
     return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=content)
+
+
+async def classify(http: httpx.AsyncClient, body: Any, key: str | None = None) -> httpx.Response:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return await http.post("/v1/classify", json=body, headers=headers)

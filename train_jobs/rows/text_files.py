@@ -22,7 +22,7 @@ _BOM: Final = "\ufeff"
 
 
 @dataclass(slots=True)
-class Record:
+class TextRecord:
     """Where a record starts, its first line, and its text or cells."""
 
     start: int
@@ -79,7 +79,7 @@ class _Feed:
                 return
 
 
-def lines_of(path: Path, start: int, end: int | None, line: int) -> Iterator[Record]:
+def lines_of(path: Path, start: int, end: int | None, line: int) -> Iterator[TextRecord]:
     """The lines of a JSONL file that have a character."""
     with path.open("rb") as file:
         feed = _Feed(file, start, line)
@@ -89,7 +89,7 @@ def lines_of(path: Path, start: int, end: int | None, line: int) -> Iterator[Rec
             if text is None:
                 return
             if text.strip():
-                yield Record(began, feed.line, text, feed.problem)
+                yield TextRecord(began, feed.line, text, feed.problem)
 
 
 def jsonl_rows(
@@ -101,7 +101,7 @@ def jsonl_rows(
 
 def csv_records(
     path: Path, header: "CsvHeader", start: int, end: int | None, line: int
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """The records of a CSV file; one that is broken ends where csv.reader gives it up."""
     with path.open("rb") as file:
         feed = _Feed(file, start, line)
@@ -111,12 +111,13 @@ def csv_records(
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                yield Record(began, first, [], _no_csv(f"lines {first} to {feed.line}: {error}"))
+                problem = _no_csv(f"lines {first} to {feed.line}: {error}")
+                yield TextRecord(began, first, [], problem)
                 continue
             if cells is None:
                 return
             if cells:
-                yield Record(began, first, cells, feed.problem or header.misfit(cells))
+                yield TextRecord(began, first, cells, feed.problem or header.misfit(cells))
 
 
 def csv_rows(
@@ -182,7 +183,7 @@ def check_jsonl(path: Path, column: str) -> None:
         check_columns(path, sorted(names), [column])
 
 
-def _parsed(record: Record) -> FoundRow:
+def _parsed(record: TextRecord) -> FoundRow:
     """The object of a line, or what is wrong with it."""
     if record.problem:
         return FoundRow(record.line, None, record.problem)

@@ -21,7 +21,7 @@ from cluster.files import ROW_SUFFIXES, sha256_file
 from train_jobs.rows.parquet_files import Cursor, holds_strings, schema_of
 from train_jobs.rows.row import FoundRow, check_columns
 from train_jobs.rows.text_files import (
-    Record,
+    TextRecord,
     check_jsonl,
     csv_header,
     csv_records,
@@ -192,10 +192,10 @@ def _check_parquet(path: Path, columns: Columns) -> int:
     return rows
 
 
-def _cut(name: str, records: Iterator["Record"], path: Path) -> Iterator[Chunk]:
+def _cut(name: str, records: Iterator[TextRecord], path: Path) -> Iterator[Chunk]:
     """Records in pieces of FEWEST_ROWS, by their offsets."""
     rows = 0
-    begun: Record | None = None
+    begun: TextRecord | None = None
     for number, record in enumerate(records):
         if rows == FEWEST_ROWS and begun is not None:
             yield Chunk(0, name, number - rows, rows, begun.start, record.start, begun.line - 1)

@@ -13,12 +13,12 @@ from tests.support.http_service import (
     SECRET,
     StubService,
     check_error,
+    classify,
     client,
     drive,
     post_scope,
     response_of,
 )
-from tests.unit.serve_app.http.test_routes import classify
 
 pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -14,7 +13,7 @@ from serve_app.errors import OverloadedError, UnansweredError
 from serve_app.http.errors import ErrorOut
 from serve_app.http.models import ClassifyIn, ClassifyOut
 from serve_app.http.routes import create_api
-from tests.support.http_service import SECRET, StubService, ask, check_error, client
+from tests.support.http_service import SECRET, StubService, ask, check_error, classify, client
 
 pytestmark = pytest.mark.anyio
 
@@ -314,11 +313,6 @@ async def test_a_deadline_that_is_none_is_refused(service: StubService, value: s
 
 
 # ---- the same request again ----------------------------------------------------------------------
-
-
-async def classify(http: httpx.AsyncClient, body: Any, key: str | None = None) -> httpx.Response:
-    headers = {} if key is None else {"Idempotency-Key": key}
-    return await http.post("/v1/classify", json=body, headers=headers)
 
 
 async def test_the_same_request_again_gets_the_first_answer_again(service: StubService) -> None:

@@ -232,7 +232,7 @@ def test_a_line_that_nobody_waits_for_is_closed_when_its_replica_goes() -> None:
 
 _REPLICA = """
 import os, sys, time
-from serve_app.tiers.local_socket import SocketServer
+from serve_app.tiers.socket_server import SocketServer
 def answer(texts, sha256, deadline_s):
     if texts == ["die"]:
         os.kill(os.getpid(), 9)
