@@ -14,10 +14,9 @@ from pathlib import Path
 from re import findall
 from typing import Any, Final
 
-from scipy import stats
-
 from cluster.bundles import MODEL, MODEL_ANY, Role
 from cluster.files import read_json, write_text
+from cluster.intervals import wilson
 from serve_app.model.cpu import cpu_flags
 from serve_app.model.reliability import BINS
 from train_jobs.calibrate import Calibrated
@@ -395,5 +394,5 @@ def _share(count: int, of: int) -> str:
     """A share with its counts, and in brackets the 95% Wilson score interval."""
     if not of:
         return "no rows"
-    found = stats.binomtest(count, of).proportion_ci(0.95, method="wilson")
-    return f"{count / of:.1%} of {of:,} ({found.low:.1%} to {found.high:.1%})"
+    low, high = wilson(count, of)
+    return f"{count / of:.1%} of {of:,} ({low:.1%} to {high:.1%})"

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.bundles import ModelBundle, with_warnings
 from cluster.errors import BundleError, ConfigError, GateError
+from cluster.intervals import Z95
 from cluster.registry import register_bundle
 from cluster.releases import store_bundle
 from cluster.settings import Settings
@@ -33,7 +34,6 @@ Ints = NDArray[np.int64]
 _INVARIANCE_ROWS: Final = 200
 _JUDGED_ROWS: Final = 5  # a class with fewer on `tune` may be missed by chance
 _SHOWN_CLASSES: Final = 5
-_NORMAL_975: Final = 1.959964  # quantile of the standard normal, for an interval of 95%
 
 
 class GateLimits(BaseModel):
@@ -144,7 +144,7 @@ def paired_interval(first_only: int, second_only: int, rows: int) -> tuple[float
     """
     total, difference = rows + 2, first_only - second_only
     spread = (first_only + second_only + 1 - difference**2 / total) ** 0.5
-    low, high = ((difference + sign * _NORMAL_975 * spread) / total for sign in (-1, 1))
+    low, high = ((difference + sign * Z95 * spread) / total for sign in (-1, 1))
     return max(-1.0, low), min(1.0, high)
 
 

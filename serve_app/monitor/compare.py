@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
+from cluster.intervals import Z95, Interval, wilson
 from serve_app.monitor.stats import Arm, Comparison, Difference, FeedbackAccuracy, Verdict
 
-Span = tuple[float, float]
-
-_Z95: Final = NormalDist().inv_cdf(0.975)
 _POWER_80: Final = NormalDist().inv_cdf(0.80)
 _MIN_FOR_MEANS: Final = 30
 _SMALLEST_EFFECT: Final = 0.01  # what labels are counted for where less is seen
@@ -99,15 +97,7 @@ def share_of(hits: int, total: int) -> tuple[float | None, float | None, float |
 # ---- intervals ----------------------------------------------------------------------------------
 
 
-def wilson(hits: int, total: int) -> Span:
-    """The Wilson score interval at 95% (Wilson, 1927): honest for few labels and near 0 or 1."""
-    share, z2 = hits / total, _Z95 * _Z95
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = _Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def newcombe(hits: int, total: int, other_hits: int, other_total: int) -> Span:
+def newcombe(hits: int, total: int, other_hits: int, other_total: int) -> Interval:
     """The 95% interval of hits / total - other_hits / other_total."""
     share, other = hits / total, other_hits / other_total
     (low, high), (other_low, other_high) = wilson(hits, total), wilson(other_hits, other_total)
@@ -116,7 +106,7 @@ def newcombe(hits: int, total: int, other_hits: int, other_total: int) -> Span:
     return share - other - down, share - other + up
 
 
-def welch(sample: Moments, other: Moments) -> Span:
+def welch(sample: Moments, other: Moments) -> Interval:
     """The 95% interval of sample.mean - other.mean; two messages of each are needed."""
     parts = [one.variance / one.count for one in (sample, other)]
     error2 = sum(parts)
@@ -132,7 +122,7 @@ def t_quantile(freedom: float) -> float:
 
     Right to 0.1% from 8 degrees of freedom on. Serving has no scipy.
     """
-    z, z3, z5, z7 = (_Z95**power for power in (1, 3, 5, 7))
+    z, z3, z5, z7 = (Z95**power for power in (1, 3, 5, 7))
     terms = (
         (z3 + z) / 4,
         (5 * z5 + 16 * z3 + 3 * z) / 96,
@@ -186,7 +176,7 @@ def _more_labels(champion: ReleaseCounts, challenger: ReleaseCounts, accuracy: D
     arms = (champion, challenger)
     shares = [(arm.correct + 1) / (arm.labelled + 2) for arm in arms]
     spread = sum(share * (1 - share) for share in shares)
-    each = math.ceil((_Z95 + _POWER_80) ** 2 * spread / _effect(accuracy) ** 2)
+    each = math.ceil((Z95 + _POWER_80) ** 2 * spread / _effect(accuracy) ** 2)
     return max(1, sum(max(0, each - arm.labelled) for arm in arms))
 
 

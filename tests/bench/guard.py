@@ -12,13 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 import pyarrow.csv
 
+from cluster.intervals import wilson
 from cluster.settings import load_settings
 from serve_app.guard.pii import redact
 from serve_app.guard.prepare import normalise, prepare
@@ -32,7 +32,6 @@ MUST_RECALL: Final = 0.98
 MUST_FALSE_PER_1000: Final = 1.0
 MUST_P50_US: Final = 100.0
 MUST_WORST_MS: Final = 100.0
-_Z: Final = 1.959964  # two-sided 95%
 _REPEATS: Final = 5
 _LONGEST: Final = 10_000  # characters, as the service admits
 HOSTILE: Final = (
@@ -40,16 +39,6 @@ HOSTILE: Final = (
     "(at)", "_at_", "- at ", "* ", "ssn it's ", "account is my ", "12 Aa Aa ", "my address is ",
     "a", "a ",
 )  # fmt: skip
-
-
-def wilson(hits: int, rows: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson, 1927)."""
-    if not rows:
-        return 0.0, 1.0
-    share, spread = hits / rows, _Z * _Z / rows
-    centre = (share + spread / 2) / (1 + spread)
-    half = _Z * sqrt(share * (1 - share) / rows + spread / (4 * rows)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass

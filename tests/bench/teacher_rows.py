@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Final
 
+from cluster.intervals import wilson
 from tests.bench.rows import Row, row
-from tune.reporting.metrics import wilson
 
 PLAIN: Final = {f"plain {rate:g}": rate for rate in (5e-5, 1e-4, 3e-4)}
 _OF_ROWS: Final = " rows, "
@@ -143,6 +143,6 @@ def intervals(found: Found, rows: int) -> dict[str, dict[str, object]]:
                 low, high = wilson(round(share * rows), rows)
                 made[f"{name}: {figure}"] = {
                     "split": "test", "rows": rows, "share": share,
-                    "low": float(low), "high": float(high),
+                    "low": low, "high": high,
                 }  # fmt: skip
     return made

@@ -111,9 +111,8 @@ def csv_records(
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                yield TextRecord(
-                    began, first, [], _no_csv(f"lines {first} to {feed.line}: {error}")
-                )
+                problem = _no_csv(f"lines {first} to {feed.line}: {error}")
+                yield TextRecord(began, first, [], problem)
                 continue
             if cells is None:
                 return

@@ -192,7 +192,7 @@ def _check_parquet(path: Path, columns: Columns) -> int:
     return rows
 
 
-def _cut(name: str, records: Iterator["TextRecord"], path: Path) -> Iterator[Chunk]:
+def _cut(name: str, records: Iterator[TextRecord], path: Path) -> Iterator[Chunk]:
     """Records in pieces of FEWEST_ROWS, by their offsets."""
     rows = 0
     begun: TextRecord | None = None

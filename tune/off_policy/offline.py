@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.audit.read import ReadReport, read
 from cluster.audit.records import Record
 from cluster.errors import ConfigError, DataError
+from cluster.intervals import Interval, wilson
 from serve_app.contracts import RouteReason
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import RouterPolicy
@@ -41,7 +42,6 @@ from tune.off_policy.logged import (
 )
 from tune.off_policy.propensity import PropensityEstimate, Seen, estimate
 from tune.replay import Bools, Ints
-from tune.reporting.metrics import Interval, wilson
 
 # ---- the report ---------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ def evaluate(policy: RouterPolicy, records: Iterable[Record], served: Served) ->
 
 def _side(log: Log, kept: Bools, reasons: Ints, prices: Prices) -> PolicySide:
     count, rows = int(kept.sum()), kept.size
-    low, high = (float(end) for end in wilson(count, rows))
+    low, high = wilson(count, rows)
     counts = np.bincount(reasons, minlength=len(REASONS)).tolist()
     return PolicySide(
         edge_share=count / rows,

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from cluster.intervals import wilson
 from serve_app.decide.policy import RouterPolicy
 from tune.objective import kept
 from tune.replay import Bools, Floats, Ints, Table
@@ -25,7 +26,6 @@ from tune.reporting.canvas import (
     canvas,
     save,
 )
-from tune.reporting.metrics import wilson
 
 MAX_CLASSES: Final = 30  # more bars than this cannot be read
 _LABEL_CHARACTERS: Final = 32

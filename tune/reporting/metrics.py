@@ -9,19 +9,17 @@ edge whatever its score has the score +inf, and one that must leave it -inf: no 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from cluster.intervals import Interval
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
-Interval: TypeAlias = tuple[float, float]
-
-_Z95: Final = 1.959963984540054  # of the normal distribution, two-sided
-
 
 # ---- of a score -----------------------------------------------------------------------------
 
@@ -203,20 +201,6 @@ def oracle(edge_right: Bools, cloud_right: Bools, pinned: Bools, labelled: int) 
 
 
 # ---- intervals ------------------------------------------------------------------------------
-
-
-def wilson(counts: Any, of: Any) -> tuple[Any, Any]:
-    """The 95% score intervals (low, high) of shares, as numbers or columns; 0 to 1 of no rows.
-
-    Wilson, JASA 22 (1927): holds about 95% even for few rows and shares near 0 or 1.
-    """
-    rows = np.maximum(1, of)
-    share, z2 = counts / rows, _Z95 * _Z95 / rows
-    middle = (share + z2 / 2) / (1 + z2)
-    half = np.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
-    # The bounds are clipped at the share itself, so that rounding never puts it outside.
-    low, high = np.clip(middle - half, 0.0, share), np.clip(middle + half, share, 1.0)
-    return np.where(of, low, 0.0), np.where(of, high, 1.0)
 
 
 def bootstrap(

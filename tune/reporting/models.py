@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from cluster.intervals import Interval
 from serve_app.decide.explain import Alternative
 from serve_app.decide.policy import RouterPolicy
 from tune.certificate.certify import Certificate
-from tune.reporting.metrics import Interval
 
 
 class _Frozen(BaseModel):

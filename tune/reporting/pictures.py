@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from cluster.intervals import Interval, wilson
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import ALWAYS_CLOUD, ALWAYS_EDGE, BASELINES, RouterPolicy
 from serve_app.model.reliability import reliability
@@ -21,7 +22,7 @@ from tune.objective import Curve, FrontPoint, Shape, curve, evaluate, kept
 from tune.replay import Table
 from tune.reporting.canvas import CERTIFIED_COLOUR, CLOUD, EDGE, QUIET, canvas, dress, save
 from tune.reporting.class_pictures import draw_class_coverage, draw_class_routes
-from tune.reporting.metrics import Interval, oracle, wilson
+from tune.reporting.metrics import oracle
 from tune.reporting.models import ReleaseReport
 from tune.reporting.report import CERTIFIED, MAX_PROBABILITY
 from tune.select import Selection

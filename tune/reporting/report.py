@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from cluster.intervals import Interval, wilson
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import BASELINES, RouterPolicy
 from serve_app.decide.scores import MaxProbability, Random
@@ -25,7 +26,6 @@ from tune.certificate.limits import QUALITY
 from tune.objective import Shape, by_rule, curve, evaluate, kept, trusts
 from tune.replay import Bools, Floats, Table
 from tune.reporting import metrics
-from tune.reporting.metrics import Interval
 from tune.reporting.models import (
     Accuracy,
     AccuracyIntervals,
@@ -117,12 +117,6 @@ def build_report(
         policy=policy,
         warnings=measured.warnings,
     )
-
-
-def wilson(count: int, of: int) -> Interval:
-    """The 95% Wilson score interval of a share; 0 to 1 of no rows."""
-    low, high = metrics.wilson(count, of)
-    return float(low), float(high)
 
 
 def max_probability(policy: RouterPolicy, tune: Table, prices: Prices) -> RouterPolicy:

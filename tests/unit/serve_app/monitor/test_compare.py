@@ -16,7 +16,6 @@ from serve_app.monitor.compare import (
     newcombe,
     t_quantile,
     welch,
-    wilson,
 )
 from serve_app.monitor.stats import Comparison, Verdict
 
@@ -77,11 +76,6 @@ def test_welch_equals_scipys(seed: int, size: int, other_size: int) -> None:
 def test_two_constants_differ_by_what_they_differ() -> None:
     one, other = (Moments(count=50, mean=mean, variance=0.0) for mean in (3.0, 1.0))
     assert welch(one, other) == (2.0, 2.0)
-
-
-def test_wilson_as_tabulated() -> None:
-    """R: prop.test(8, 10, correct = FALSE)"""
-    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
 
 
 # ---- what is made of them

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from cluster.audit.read import read
 from cluster.audit.records import AuditRecord, FeedbackRecord, Record
 from cluster.audit.write import AuditLog
+from cluster.intervals import wilson
 from serve_app.contracts import AbuseAction, AbuseEvent, AbuseKind
-from serve_app.monitor.compare import wilson
 from serve_app.monitor.stats import AlertThresholds, MonitorReport, Verdict, WindowConfig
 from serve_app.monitor.windows import Compared, Windows
 from tests.support.monitoring import (
@@ -183,16 +183,6 @@ def test_accuracy_overall_and_by_route() -> None:
     # Wilson's interval for 8 of 10, as tabulated (R: prop.test(8, 10, correct = FALSE))
     assert stats.accuracy.low == pytest.approx(0.4901625, abs=1e-6)
     assert stats.accuracy.high == pytest.approx(0.9433178, abs=1e-6)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_holds_the_share_and_stays_in_bounds(counts: tuple[int, int]) -> None:
-    correct, total = counts
-    low, high = wilson(correct, total)
-    assert 0 <= low <= correct / total + 1e-12
-    assert correct / total - 1e-12 <= high <= 1
-    mirrored = wilson(total - correct, total)
-    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_the_newest_label_counts_whatever_comes_first() -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from tune.reporting.metrics import (
     Bools,
@@ -22,7 +21,6 @@ from tune.reporting.metrics import (
     hindsight_coverage,
     hindsight_coverage_within,
     oracle,
-    wilson,
 )
 
 unhurried = settings(deadline=None)  # a busy machine is not a slow function
@@ -226,19 +224,6 @@ def test_no_routing_beats_the_oracle(data: tuple[Any, ...]) -> None:
     shares = np.arange(free.size + 1) / pinned.size
     within = np.maximum.accumulate([best[calls] for calls in range(free.size + 1)])
     np.testing.assert_allclose(np.interp(shares, found.cloud_share, found.accuracy), within)
-
-
-@given(st.integers(0, 300), st.integers(1, 300))
-def test_wilson_is_scipys(count: int, rows: int) -> None:
-    assume(count <= rows)
-    found = stats.binomtest(count, rows).proportion_ci(0.95, method="wilson")
-    low, high = wilson(np.array([count]), rows)
-    np.testing.assert_allclose([low[0], high[0]], [found.low, found.high], atol=1e-12)
-    assert low[0] <= count / rows <= high[0]
-
-
-def test_wilson_of_no_rows_says_nothing() -> None:
-    assert tuple(map(float, wilson(0, 0))) == (0.0, 1.0)
 
 
 def test_bootstrap_of_a_share_is_about_its_normal_interval() -> None:

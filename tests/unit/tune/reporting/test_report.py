@@ -23,7 +23,7 @@ from tune.reporting.metrics import hindsight_coverage
 from tune.reporting.models import Latency, Measured, PerTier, ReleaseReport
 from tune.reporting.page import disagreements, render_html, write
 from tune.reporting.pictures import draw
-from tune.reporting.report import build_report, max_probability, order, score_metrics, wilson
+from tune.reporting.report import build_report, max_probability, order, score_metrics
 from tune.select import Selection, Wanted, select
 
 NOW = "2026-01-01T00:00:00+00:00"
@@ -89,11 +89,6 @@ def test_every_interval_contains_its_figure(report: ReleaseReport) -> None:
     for found in report.baselines.values():
         assert found.accuracy_interval[0] <= found.accuracy <= found.accuracy_interval[1]
         assert found.risk_interval[0] <= found.risk <= found.risk_interval[1]
-
-
-def test_wilson_by_hand() -> None:
-    # Newcombe (1998), table I: 15 of 148 has the score interval 0.0624 to 0.1605.
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
 
 
 def test_max_probability_is_compared_at_the_same_edge_share(selection: Selection) -> None:
