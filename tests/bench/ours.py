@@ -15,7 +15,7 @@ from serve_app.cascade.cache import CacheConfig
 from serve_app.deploy.config import ServeConfig
 from serve_app.service import lifecycle
 from serve_app.service.state import ServiceInfo
-from tests.bench.peers import free_port
+from tests.support.waiting import free_port
 
 PATH: Final = "/v1/classify"
 _NO_END: Final = 10**9

@@ -30,6 +30,7 @@ from tests.bench.ours import PATH, config, serving
 from tests.chaos.clients import Right, Seen, answers_of_models, judge
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message, traffic
+from tests.support.waiting import wait_for
 
 CONNECTIONS: Final = 20
 # `make chaos` leaves it; a first look may set it lower.
@@ -136,15 +137,6 @@ def _title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except (FileNotFoundError, ProcessLookupError):
         return ""
-
-
-def wait_for(what: Callable[[], bool], within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if what():
-            return True
-        time.sleep(0.2)
-    return what()
 
 
 @contextmanager

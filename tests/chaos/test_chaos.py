@@ -33,9 +33,9 @@ from tests.chaos.stage import (
     full,
     small_disk,
     stage,
-    wait_for,
 )
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
 
 pytest_plugins = ["tests.support.redis_server"]
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]

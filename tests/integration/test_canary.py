@@ -19,9 +19,10 @@ from serve_app.deploy.config import CloudConfig, ServeConfig, TierConfig
 from serve_app.deploy.names import ROUTER_APP, release_app
 from serve_app.service import lifecycle, releases
 from serve_app.service.state import ServiceInfo
-from tests.integration.test_serve import free_port, traffic, wait_for
+from tests.integration.test_serve import traffic
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message
+from tests.support.waiting import free_port, wait_for
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -13,10 +13,9 @@ import json
 import re
 import socket
 import threading
-import time
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +39,7 @@ from tests.support.planted_held_out import HELD_OUT
 from tests.support.redis_server import RedisServer
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message
+from tests.support.waiting import free_port, wait_for
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
@@ -193,24 +193,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             lifecycle.stop(settings)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_for(what: Callable[[], bool], within_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return what()
-
-
 def _config() -> ServeConfig:
     """Nothing that is there to hold traffic back holds it back here."""
     never = AbuseRule(allowed_share=0.99, leak_per_s=1000.0, slow_at=1e6, block_at=1e6)
     return ServeConfig(
-        port=_free_port(),
+        port=free_port(),
         explore_share=0.5,
         edge=TierConfig(max_replicas=1, max_wait_s=30, timeout_s=30),
         cloud=CloudConfig(max_replicas=1, max_wait_s=30, timeout_s=30),
@@ -265,7 +252,7 @@ def test_what_is_pinned_reaches_nothing_but_the_edge(watched: Watched) -> None:
     assert prepare(texts[0]).text.encode("ascii", "backslashreplace") in watched.seen_by("edge")
     placeholders = [kind.placeholder.encode() for kind in PiiKind]
     assert not any(one in cloud for one in placeholders), "the masked text stays too"
-    assert _wait_for(lambda: b"cache:" in watched.monitor.said()), "Redis is not used"
+    assert wait_for(lambda: b"cache:" in watched.monitor.said(), 10), "Redis is not used"
     records = [one for one in read(watched.settings.audit_dir) if isinstance(one, AuditRecord)]
     assert sum(one.reason == "pii_pinned" for one in records) == 2 * MESSAGES
 
@@ -283,5 +270,5 @@ def test_a_pinned_text_is_never_kept_in_the_cache(watched: Watched) -> None:
     watched.classify([text])
     calls = watched.seen_by("edge").count(b"[EMAIL]")
     watched.classify([text])
-    assert _wait_for(lambda: watched.seen_by("edge").count(b"[EMAIL]") > calls, within_s=5)
+    assert wait_for(lambda: watched.seen_by("edge").count(b"[EMAIL]") > calls, within_s=5)
     assert b"quite.another" not in watched.monitor.said()

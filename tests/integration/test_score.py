@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +23,7 @@ from serve_app.model.golden import TierModel
 from serve_app.scored import PARTS, PROGRESS, REFUSED, SUMMARY, rows
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message, traffic
+from tests.support.waiting import wait_for
 from train_jobs.scoring.score import ScoreConfig, run
 
 pytestmark = pytest.mark.timeout(280)
@@ -80,15 +79,6 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "FIRSTLINE_HOME": str(home), "RAY_worker_niceness": "0"}
 
 
-def wait_for(what: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if what():
-            return True
-        time.sleep(0.05)
-    return what()
-
-
 def of_folder(folder: Path) -> list[int]:
     """Processes, but this one, that have a folder of this test in their environment."""
     found = []
@@ -117,14 +107,14 @@ def test_a_run_that_is_killed_goes_on_and_its_answers_are_those_of_the_service(
     with (tmp_path / "log").open("wb") as told:
         driver = subprocess.Popen(words, env=env, stdout=told, stderr=told)
         try:
-            assert wait_for(lambda: len(parts(out)) >= 5 or driver.poll() is not None)
+            assert wait_for(lambda: len(parts(out)) >= 5 or driver.poll() is not None, WAIT_S)
         finally:
             driver.send_signal(signal.SIGKILL)
             driver.wait(30)
     before = parts(out)
     assert not (out / SUMMARY).exists(), (tmp_path / "log").read_text()
     assert 5 <= len(before) < ROWS // 256, "killed in the middle"
-    assert wait_for(lambda: not of_folder(settings.home)), "Ray outlived its driver"
+    assert wait_for(lambda: not of_folder(settings.home), WAIT_S), "Ray outlived its driver"
     before = parts(out)
 
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200)
@@ -150,7 +140,7 @@ def test_a_run_that_is_killed_goes_on_and_its_answers_are_those_of_the_service(
     assert found[PINNED_ROW]["reason"] == "pii_pinned"
     assert len((out / REFUSED).read_text().splitlines()) == len(REFUSED_ROWS)
     assert read_json(out / PROGRESS) == {"done": ROWS, "total": ROWS}
-    assert wait_for(lambda: not of_folder(settings.home)), "a process was left behind"
+    assert wait_for(lambda: not of_folder(settings.home), WAIT_S), "a process was left behind"
 
 
 def test_a_bundle_that_is_broken_is_told_as_such(tmp_path: Path) -> None:

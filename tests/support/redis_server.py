@@ -24,6 +24,8 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.waiting import free_port
+
 PATIENT_S: Final = 5.0
 _BINARY: Final = "redis-server"
 _START_S: Final = 10.0
@@ -46,7 +48,7 @@ class RedisServer:
 
     def __enter__(self) -> "RedisServer":
         for _ in range(_ATTEMPTS):
-            self.port = _free_port()
+            self.port = free_port()
             try:
                 self.start()
             except RuntimeError:
@@ -103,12 +105,6 @@ class RedisServer:
             time.sleep(_POLL_S)
         said = (Path(self._folder.name) / "log").read_text(errors="replace")[-2000:]
         raise RuntimeError(f"redis-server did not come up on port {self.port}: {said}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

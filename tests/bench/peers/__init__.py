@@ -9,7 +9,6 @@ chosen by what answered most on two cores; what was tried stands in its file.
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.files import read_json, write_json
+from tests.support.waiting import free_port
 
 ROOT: Final = Path(__file__).parents[3]
 PATH: Final = "/classify"
@@ -133,12 +133,6 @@ def running(peer: Peer, given: Given, python: Path | None) -> Iterator[str]:
         finally:
             _sweep(mark)
             process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:

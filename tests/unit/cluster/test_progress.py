@@ -5,16 +5,7 @@ import io
 import pytest
 
 from cluster.progress import Board, _Lines, silent, stage
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.waiting import Clock
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -26,7 +17,7 @@ def test_a_line_says_how_far_how_long_and_how_much_is_left(
 ) -> None:
     clock = Clock()
     lines = _Lines("finetune", clock)
-    clock.now += 65
+    clock.now_s += 65
     lines(25, 100, "epoch 1.0")
     assert said(capsys) == ["  finetune: 25/100 (25%), 1:05 spent, about 3:15 left epoch 1.0"]
 
@@ -35,7 +26,7 @@ def test_a_line_at_most_every_ten_seconds(capsys: pytest.CaptureFixture[str]) ->
     clock = Clock()
     lines = _Lines("finetune", clock)
     for step in range(1, 101):
-        clock.now += 1
+        clock.now_s += 1
         lines(step, 200)
     assert len(said(capsys)) == 10
 
@@ -46,7 +37,7 @@ def test_the_ends_are_no_news_and_no_division_by_zero(
 ) -> None:
     clock = Clock()
     lines = _Lines("finetune", clock)
-    clock.now += 60
+    clock.now_s += 60
     lines(done, total)
     assert said(capsys) == []
 

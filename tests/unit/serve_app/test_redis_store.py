@@ -21,19 +21,12 @@ from serve_app.redis_store import (
     derive_key,
 )
 from tests.support.redis_server import PATIENT_S, RedisServer, raw_redis
+from tests.support.waiting import Clock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patient")]
 
 KEY = b"k" * 32
 SLACK_S = 1.0  # for a machine that is busy with something else
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @asynccontextmanager

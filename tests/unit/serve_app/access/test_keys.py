@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from cluster.cli.keys import commands
 from cluster.errors import ConfigError
 from serve_app.access.keys import ApiKey, KeyRing, Keys, KeyStore, Scope, check_exposed, new_key
+from tests.support.waiting import Clock
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
 
@@ -23,14 +24,6 @@ NOW = datetime(2025, 6, 1, tzinfo=UTC)
 def make(name: str = "crm", *scopes: Scope, days: int | None = None) -> tuple[bytes, ApiKey]:
     token, key = new_key(name, scopes or [Scope.CLASSIFY], now=NOW, expires_days=days)
     return token.encode(), key
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

@@ -12,17 +12,10 @@ from serve_app.cascade.circuit_breaker import CircuitBreaker, CircuitState, Rece
 from serve_app.cascade.escalation import EscalationBudget, default_budget_share
 from serve_app.contracts import Outcome, Prediction, packed
 from serve_app.errors import DeadlineError, OverloadedError
+from tests.support.waiting import Clock
 
 GOOD = Prediction("a", 0.9, 0.8, 0.1, packed(0.9, 0.1))
 NAN = ModelOutputError("NaN")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 9)), max_size=60))

@@ -3,14 +3,7 @@
 from serve_app.cascade.circuit_breaker import CircuitBreaker, CircuitState
 from serve_app.cascade.escalation import UNLIMITED, EscalationBudget, EscalationLimit
 from serve_app.contracts import RouteReason
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.support.waiting import Clock
 
 
 def test_an_open_door_lets_all_through() -> None:
@@ -33,7 +26,7 @@ def test_a_broken_cloud_is_left_alone_and_tried_again() -> None:
         assert limit.admit(1, 0, 1)[0] == 1
         limit.judge([TimeoutError()])
     assert limit.admit(1, 0, 1) == (0, RouteReason.CIRCUIT_OPEN)
-    clock.now_s = 5.0
+    clock.now_s += 5.0
     assert limit.admit(1, 0, 1)[0] == 1
     assert limit.admit(1, 0, 1) == (0, RouteReason.CIRCUIT_OPEN)
 
@@ -47,7 +40,7 @@ def test_a_message_that_the_budget_keeps_out_is_no_probe() -> None:
     )
     assert limit.admit(1, 0, 1)[0] == 1
     limit.judge([TimeoutError()])
-    clock.now_s = 5.0
+    clock.now_s += 5.0
     assert limit.admit(1, 0, 1) == (0, RouteReason.CLOUD_CAPPED)
     assert breaker.state is CircuitState.HALF_OPEN
     assert breaker.allow(), "the probe is still to be had"
@@ -62,5 +55,5 @@ def test_what_an_open_circuit_turns_away_costs_no_budget() -> None:
     limit.judge([TimeoutError()])
     for _ in range(50):
         assert limit.admit(1, 0, 1) == (0, RouteReason.CIRCUIT_OPEN)
-    clock.now_s = 5.0
+    clock.now_s += 5.0
     assert limit.admit(1, 0, 1)[0] == 1

@@ -23,14 +23,9 @@ from serve_app.http.body import BODY_TIMEOUT_S
 from serve_app.http.routes import CLASSIFY
 from serve_app.service import haproxy
 from serve_app.service.process import serve_environment
+from tests.support.waiting import free_port
 
 BACKEND = "http-firstline-router"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
