@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from serve_app.contracts import Caller, Route, RouteReason
 from serve_app.decide.answered import Answered
@@ -128,7 +129,7 @@ def post_scope(path: str = "/v1/classify", **headers: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def drive(api: FastAPI, parts: AsyncIterator[Any], scope: dict[str, Any]) -> list[Any]:
+async def drive(api: ASGIApp, parts: AsyncIterator[Any], scope: dict[str, Any]) -> list[Any]:
     """Calls the application as a server does; what it sent."""
     sent: list[Any] = []
 
