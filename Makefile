@@ -33,8 +33,11 @@ servers:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium redis-server >/dev/null; } || \
 	  echo "Tests are skipped for want of them: apt-get install chromium redis-server"
 
+# Side by side: unit tests, of which each process has one thread (torch's threads of two processes
+# wait for each other far longer than they work); then what trains, beside what serves.
 test: lint servers
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit --numprocesses logical --dist loadfile
+	$(BIN)/pytest --ignore tests/unit --numprocesses 2 --dist loadgroup
 
 test-long: setup
 	$(BIN)/pytest -m long --ignore tests/chaos

@@ -23,6 +23,8 @@ from tune.replay import save_table
 from tune.sweep.__main__ import main
 from tune.sweep.search import SweepConfig, SweepResult, load, run, save
 
+pytestmark = pytest.mark.xdist_group("training")  # as test_training.py, it stands back for services
+
 PRICES = Prices()
 TABLE = toy_table(1000, seed=1)
 EXTRA = toy_table(600, seed=3, split="calibration")
