@@ -3,14 +3,14 @@
 One service for the module, on a toy release whose cloud answers NaN to one word.
 """
 
+import json
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from serve_app.service.state import ServiceInfo
 from tests.support.ray_private import is_forgotten
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message
+from tests.support.waiting import free_port, wait_for
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -74,21 +75,6 @@ def process_title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except (FileNotFoundError, ProcessLookupError):
         return ""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: Callable[[], bool], within_s: float = 40.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if what():
-            return True
-        time.sleep(0.2)
-    return what()
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +212,26 @@ def test_it_says_what_it_is_and_that_it_is_ready(running: Running) -> None:
     assert "/v1/classify" in running.http.get("/docs").text
 
 
+def test_a_job_is_scored_beside_the_service_and_removed(running: Running) -> None:
+    made = running.http.post("/v1/jobs", json={"texts": [EASY, " ", HARD, PINNED]})
+    assert made.status_code == 202, made.text
+    path = f"/v1/jobs/{made.json()['id']}"
+
+    def state() -> str:
+        return str(running.http.get(path).json()["state"])
+
+    assert wait_for(lambda: state() in {"done", "failed"}, within_s=90)
+    job = running.http.get(path).json()
+    assert (job["state"], job["rows_done"], job["release"]) == ("done", 4, running.info.release)
+    lines = running.http.get(job["results"]).text.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [row.get("route") for row in found] == ["edge", None, "cloud", "edge"]
+    assert found[3]["reason"] == "pii_pinned"
+    assert running.classify(EASY)[0]["route"] == "edge"
+    assert running.http.delete(path).status_code == 204
+    assert running.http.get(path).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("method", "path", "content", "status"),
     [
@@ -359,11 +365,9 @@ def test_a_killed_haproxy_has_a_stand_in_until_serve_has_another(running: Runnin
     assert answered()
 
 
-def test_a_keeper_that_is_killed_leaves_nothing_that_stop_does_not_find(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path / "home")
-    pair = make_pair(tmp_path / "bundles")
-    release = make_release(settings, pair.edge, pair.cloud)
-    info = lifecycle.start(settings, release.id, ServeConfig(port=free_port()))
+def test_a_keeper_that_is_killed_leaves_nothing_that_stop_does_not_find(running: Running) -> None:
+    """The last one: it ends the module's service."""
+    settings, info = running.settings, running.info
     assert info.keeper_pid is not None
     assert info.haproxy_dir is not None
     os.kill(info.keeper_pid, signal.SIGKILL)

@@ -381,3 +381,6 @@ async def test_without_a_monitor_there_are_answers_and_no_figures(
         assert (await ask(http, EASY))[0]["route"] == "edge"
         for path in ("/v1/stats", "/v1/report", "/metrics"):
             check_error(await http.get(path), 503, "unavailable")
+        monkeypatch.setattr("serve_app.monitor.client.get_or_create", cluster.monitor_of)
+    assert cluster.monitor is not None
+    assert cluster.monitor.target.snapshot().messages == 1, "kept until there was one again"
