@@ -25,7 +25,7 @@ from cluster.audit.read import read
 from cluster.audit.records import AuditRecord
 from cluster.bundles import load_bundle
 from cluster.files import read_json
-from cluster.ray_private.environment import SERVE_MODE
+from cluster.ray_private.environment import SERVE_ENV
 from cluster.registry import fetch_bundle
 from cluster.settings import Settings
 from serve_app.scored import rows
@@ -85,7 +85,7 @@ def _environment(folder: Path, home: Path, dashboard: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("FIRSTLINE_")}
     return {
         **env,
-        **SERVE_MODE,
+        **SERVE_ENV,
         "PATH": f"{BIN}{os.pathsep}{env['PATH']}",
         "PYTHONPATH": str(ROOT),
         "FIRSTLINE_HOME": str(home),
