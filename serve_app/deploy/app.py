@@ -16,13 +16,13 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.bundles import MODEL, Role, read_manifest, warnings_of
 from cluster.errors import ReleaseError
-from cluster.placement import actor_options
 from cluster.releases import Release, list_releases, load_release
 from cluster.settings import Settings, load_settings
 from serve_app.decide.explain import load_alternatives
 from serve_app.decide.policy import policy_of
 from serve_app.deploy.config import ReleaseArgs, RouterArgs, TierConfig
 from serve_app.deploy.names import CARD, LATEST, ROUTER, release_app
+from serve_app.deploy.placement import actor_options
 from serve_app.deploy.router import Router
 from serve_app.tiers.autoscaling import by_lists
 from serve_app.tiers.least_outstanding import LeastOutstanding
