@@ -17,7 +17,8 @@ def goes_on(log_losses: Mapping[int, float], kept: int) -> list[int]:
 
     Args: log_losses: calibrated, of each candidate after its first share.
     """
-    return sorted(sorted(log_losses, key=lambda number: (number > 0, log_losses[number]))[:kept])
+    best = sorted(log_losses, key=lambda number: (number > 0, log_losses[number], number))
+    return sorted(best[:kept])
 
 
 class Rungs(Searcher):

@@ -149,8 +149,8 @@ BAD_FILES = {
         b"text,label\n" + b"".join(b"m%d,a\nn%d,b\n" % (i, i) for i in range(9)),
         "fewer than 10 distinct rows",
     ),
-    "broken row": (b"text,label\na,b,c\n", "line 2: 3 fields were found, 2 expected"),
-    "encoding": ("text,label\ndéjà vu,a\n".encode("latin-1"), "is not UTF-8"),
+    "broken row": (b"text,label\na,b,c\n", "line 2: 3 fields, 2 expected"),
+    "encoding": ("text,label\ndéjà vu,a\n".encode("latin-1"), "line 2: not UTF-8"),
 }
 
 
