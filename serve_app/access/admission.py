@@ -77,7 +77,7 @@ _PASSER_BY: Final = Visit()  # on an open path, where nobody is asked
 
 
 class Answers(Protocol):
-    """The part of api.Service that admission stands in front of."""
+    """The part of routes.Service that admission stands in front of."""
 
     async def answer(
         self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller

@@ -47,6 +47,7 @@ FIXED: Final[Mapping[str, Mapping[str, str]]] = {
         "max_queued_per_key": "8 jobs of one API key may wait or run",
     },
 }
+_GONE: Final = frozenset({"breaker", "idempotency", "abuse"})  # parts without any option left
 
 
 def check_fixed(given: Any) -> None:
@@ -56,6 +57,11 @@ def check_fixed(given: Any) -> None:
         for part, options in _parts(given).items()
         for name in options
         if name in FIXED[part]
+    ]
+    told += [
+        f"{part}: nothing of it can be set"
+        for part, options in _parts(given).items()
+        if part in _GONE and not options
     ]
     if told:
         raise ValueError(

@@ -98,7 +98,7 @@ class _Routing:
 
 
 class Router:
-    """An `api.Service` over one Answerer per release that is routed or shadowed."""
+    """An `routes.Service` over one Answerer per release that is routed or shadowed."""
 
     def __init__(self, args: RouterArgs) -> None:
         self._args = args
@@ -199,7 +199,7 @@ class Router:
     def _champion_id(self) -> str:
         return self._routed().champion.release.id
 
-    # -- api.Service --
+    # -- routes.Service --
 
     async def answer(
         self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller

@@ -2,7 +2,7 @@
 
     router replica: MetricsEmitter.emit ──(batches, off the request path)──> MonitorActor
     MonitorActor:   Windows.ingest -> snapshot() -> Stats -> prometheus_text()
-                                   -> report()   -> Report (comparison, alerts, trends, health)
+                                   -> report()   -> MonitorReport: comparison, alerts, health
 
 Thin: the figures are made in windows.py and compare.py, their text in prometheus.py, the router's
 side is emitter.py. The audit log is the truth and the monitor its shadow: it rebuilds itself from

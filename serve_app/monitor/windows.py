@@ -1,4 +1,4 @@
-"""Audit records -> columns in rings -> Stats and Report. Pure: the clock is an argument.
+"""Audit records -> columns in rings -> Stats and MonitorReport. Pure: the clock is an argument.
 
     answers, feedback ─> one ring ───> every figure of the service, and per release
     shadow records ────> another one ─> what a shadow would have done; nowhere else

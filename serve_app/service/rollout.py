@@ -35,6 +35,7 @@ _STOP_JOBS_S: Final = 20.0
 _MONITOR_WAIT_S: Final = 10.0
 _RELEASE_BUILDER: Final = "serve_app.deploy.app:build_release"
 _ROUTER_BUILDER: Final = "serve_app.deploy.app:build_router"
+_BUILDERS: Final = frozenset({_RELEASE_BUILDER, _ROUTER_BUILDER})
 _FAILED: Final = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
 
@@ -66,19 +67,31 @@ def applications(
     return made
 
 
+def _is_ours(name: str) -> bool:
+    return name == ROUTER_APP or name.startswith(release_app(""))
+
+
 def deploy(
     settings: Settings, config: ServeConfig, releases: Sequence[str], routed: Routed | None
 ) -> None:
     """Makes the cluster run these applications, and none of ours besides.
 
     The list is the whole of what was deployed by config, so what others deployed this way is kept.
+
+    Raises:
+        ServiceError: the service was started by a version whose code is no longer there.
     """
     from ray.serve.schema import ServeDeploySchema
 
+    there = serve_client.app_configs()
+    known = {name for name in there if _is_ours(name)}
+    if any(there[name].import_path not in _BUILDERS for name in known):
+        raise ServiceError(
+            "This service was started by another version of Firstline, whose code is not here. "
+            "Run `firstline stop`, then `firstline serve`."
+        )
     theirs = [
-        app.model_dump(exclude_unset=True)
-        for name, app in serve_client.app_configs().items()
-        if name != ROUTER_APP and app.import_path != _RELEASE_BUILDER
+        app.model_dump(exclude_unset=True) for name, app in there.items() if name not in known
     ]
     ours = applications(config, settings.home, releases, routed)
     schema = ServeDeploySchema.model_validate(
@@ -223,11 +236,7 @@ def leave_cluster(settings: Settings, info: ServiceInfo) -> None:
     from ray import serve
 
     with connected(settings, info):
-        ours = [
-            name
-            for name in serve.status().applications
-            if name == ROUTER_APP or name.startswith(release_app(""))
-        ]
+        ours = [name for name in serve.status().applications if _is_ours(name)]
         for name in ours:
             serve.delete(name)
         _stop_jobs()

@@ -82,7 +82,7 @@ def read_info(settings: Settings) -> ServiceInfo | None:
     path = settings.home / STATE
     try:
         found = read_json(path)
-        if isinstance(found, dict):  # an older version's service is found, moved and stopped, too
+        if isinstance(found, dict):  # an older version's service is found and stopped, too
             found["config"] = without_fixed(found.get("config"))
         return ServiceInfo.model_validate(found)
     except FileNotFoundError:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support.encoders import make_tiny_bert
+from tests.support.waiting import free_port
 from train_jobs.samples.generator import write_csv
 
 # A pair is trained behind the first test.
@@ -150,14 +151,15 @@ def test_serve_classify_promote_roll_back_stop(
     first = report["release"]
     second = shell.json("tune", "--risk", "0.4", "--trials", "2")["release"]
     assert second != first
-    shell.run("serve", "--release", first, "--port", "8765", "--detach")
+    port = str(free_port())
+    shell.run("serve", "--release", first, "--port", port, "--detach")
     assert shell.json("status")["ready"] is True
 
     (answer,) = shell.json("classify", "where is my parcel?")
     assert answer["release"] == first
     pinned = shell.json("classify", "my card number is 4111 1111 1111 1111")
     assert (pinned[0]["route"], pinned[0]["reason"]) == ("edge", "pii_pinned")
-    asked = shell.json("explain", "where is my parcel?", "--url", "http://127.0.0.1:8765")
+    asked = shell.json("explain", "where is my parcel?", "--url", f"http://127.0.0.1:{port}")
     here = shell.json("explain", "where is my parcel?")
     assert (asked["route"], asked["threshold"]) == (here["route"], here["threshold"])
 
@@ -174,7 +176,7 @@ def test_serve_classify_promote_roll_back_stop(
     shell.run("releases", "rollback")
     assert shell.json("classify", "where is my parcel?")[0]["release"] == first
 
-    taken = shell.run("serve", "--port", "8765", code=2)
+    taken = shell.run("serve", "--port", port, code=2)
     assert "firstline stop" in taken.stderr
     shell.run("stop")
     gone = shell.run("classify", "hello", code=2)

@@ -16,10 +16,13 @@ import ray
 from cluster.errors import DataError
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import ALWAYS_CLOUD, ALWAYS_EDGE, Rules
+from tests import __file__ as tests_file
 from tests.support.tables import LABELS, toy_table
 from tune.learned.pool import Scorer, pool
 from tune.objective import Shape, curve, evaluate, front
 from tune.sweep.search import SweepConfig, SweepResult, load, run, save
+
+ROOT = Path(tests_file).parents[1]
 
 pytestmark = pytest.mark.xdist_group("training")  # as test_training.py, it stands back for services
 
@@ -72,7 +75,7 @@ with connected(load_settings()):
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -176,7 +179,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
     address = ray.get_runtime_context().gcs_address
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, address, str(tmp_path / "killed")],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert driver.stdout is not None
     assert any(line.strip() == str(TRIALS // 2) for line in driver.stdout)
@@ -220,7 +223,7 @@ def test_2000_rows_are_swept_within_a_minute(tmp_path: Path) -> None:
     # By default Ray's workers are at niceness 15, and whatever else runs here would be measured.
     subprocess.run(
         [sys.executable, "-c", WHOLE, str(tmp_path)], check=True, timeout=240,
-        env={**os.environ, "RAY_worker_niceness": "0", "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "RAY_worker_niceness": "0", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert time.monotonic() - start < FULL_SWEEP_S
     assert load(tmp_path / "front.json").policies_evaluated >= 50_000

@@ -22,7 +22,7 @@ SECRET = "xyzzy-what-a-customer-wrote"
 
 
 class StubService:
-    """An api.Service of two labels that answers at once, or fails as told."""
+    """An routes.Service of two labels that answers at once, or fails as told."""
 
     def __init__(self) -> None:
         self.fails: Exception | None = None

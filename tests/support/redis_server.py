@@ -152,4 +152,5 @@ def raw_redis(url: str) -> Any:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy with other tests must not pass for a Redis that is gone."""
-    monkeypatch.setattr("serve_app.redis_store.TIMEOUT_S", PATIENT_S)
+    for module in ("serve_app.redis_store", "serve_app.access.rate_limits"):
+        monkeypatch.setattr(f"{module}.TIMEOUT_S", PATIENT_S)

@@ -74,8 +74,10 @@ class _Feed:
             f"a line of more than {_MAX_LINE >> 20} MiB", "Split it, or delete the row."
         )
         while rest := self._file.readline(_MAX_LINE):
-            self.offset += len(rest)
-            if rest.endswith(b"\n"):
+            line = rest.splitlines(keepends=True)[0]
+            self.offset += len(line)
+            if line.endswith((b"\n", b"\r")):
+                self._file.seek(len(line) - len(rest), os.SEEK_CUR)
                 return
 
 

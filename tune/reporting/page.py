@@ -1,7 +1,7 @@
-"""A Report, its pictures and, on this machine only, the worst disagreements -> report.html.
+"""A ReleaseReport, its pictures and, on this machine only, the worst disagreements -> report.html.
 
 Messages are customers' words, masked or not. They are shown in the page that a user asks for, and
-are never a part of the Report, which travels with the release: `write` puts them into report.html
+are never a part of the report, which travels with the release: `write` puts them into report.html
 and nowhere else, so a page that is to be registered is written without them.
 """
 

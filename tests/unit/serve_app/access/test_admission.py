@@ -209,7 +209,7 @@ async def test_a_scope_opens_its_routes_and_no_other(rig: Rig, scope: Scope) -> 
 
 
 async def test_any_route_is_protected_by_one_dependency(rig: Rig) -> None:
-    """What v2.py and jobs.py stand on."""
+    """What http/open_inference.py and jobs/routes.py stand on."""
     good, bad = rig.key(Scope.CLASSIFY), rig.key(Scope.FEEDBACK)
     api = rig.api()
 

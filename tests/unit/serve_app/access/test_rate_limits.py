@@ -35,6 +35,7 @@ def _in_one_minute() -> None:
 def redis(request: pytest.FixtureRequest) -> SecretStr | None:
     if request.param == "process":
         return None
+    request.getfixturevalue("patient")
     server: RedisServer = request.getfixturevalue("redis_process")
     return on(server)
 
@@ -76,12 +77,14 @@ async def test_many_at_once_are_counted_one_by_one(redis: SecretStr | None) -> N
     assert sum(one.allowed for one in taken) == 20
 
 
+@pytest.mark.usefixtures("patient")
 async def test_routers_with_a_redis_count_together(redis_process: RedisServer) -> None:
     routers = [Rates(SMALL, on(redis_process)) for _ in range(3)]
     taken = [await routers[turn % 3].requests("a") for turn in range(9)]
     assert [one.allowed for one in taken] == [True] * 5 + [False] * 4
 
 
+@pytest.mark.usefixtures("patient")
 async def test_blocks_of_a_large_limit_add_up_to_it(redis_process: RedisServer) -> None:
     """Each router takes a hundredth at a time; at most that much lies unused in each."""
     config = RateConfig(requests_per_min=1000)
@@ -92,6 +95,7 @@ async def test_blocks_of_a_large_limit_add_up_to_it(redis_process: RedisServer) 
     assert [one.remaining for one in taken[:3]] == [999, 989, 979]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_lists_that_do_not_divide_a_block_waste_none_of_it(
     redis_process: RedisServer,
 ) -> None:

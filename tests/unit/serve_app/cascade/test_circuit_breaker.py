@@ -1,4 +1,4 @@
-"""The two breakers: they trip when they must, never on honest traffic, and always recover."""
+"""Breaker and budget: they trip when they must, never on honest traffic, and always recover."""
 
 import math
 import random

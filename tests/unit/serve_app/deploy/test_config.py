@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from serve_app.access import abuse
 from serve_app.cascade.circuit_breaker import CircuitBreaker
 from serve_app.cascade.escalation import EscalationBudget
 from serve_app.cascade.traffic import only
-from serve_app.deploy import app
+from serve_app.deploy import app, config
 from serve_app.deploy.config import ReleaseArgs, RouterArgs, ServeConfig
 from serve_app.deploy.fixed import FIXED
 from serve_app.http import idempotency
@@ -43,7 +44,9 @@ NOW: Final[Mapping[str, float]] = {
     "abuse.slow_ms": 1000 * abuse.SLOW_S,
     "abuse.block_s": abuse.BLOCK_S,
     "abuse.max_keys": abuse.MAX_KEYS,
-    **{f"abuse.{kind.value}": rule.block_at for kind, rule in abuse.RULES.items()},
+    "edge.upscale_delay_s": app._UPSCALE_DELAY_S,
+    "edge.look_back_s": app._LOOK_BACK_S,
+    "edge.calls_per_replica": config._CALLS_PER_REPLICA,
     "jobs.max_queued": routes.MAX_QUEUED,
     "jobs.max_queued_per_key": routes.MAX_QUEUED_PER_KEY,
 }
@@ -81,11 +84,28 @@ def test_so_is_one_in_a_serve_yaml_of_ones_own(model: type[BaseModel]) -> None:
 @pytest.mark.parametrize(("option", "value"), NOW.items())
 def test_the_value_that_a_refusal_names_is_the_one_that_holds(option: str, value: float) -> None:
     part, _, name = option.partition(".")
-    assert f"{value:,g}" in FIXED[part][name] or f"{value:g}" in FIXED[part][name]
+    figures = re.findall(r"\d[\d,]*(?:\.\d+)?", FIXED[part][name])
+    assert value in [float(figure.replace(",", "")) for figure in figures]
+
+
+@pytest.mark.parametrize(("kind", "rule"), abuse.RULES.items())
+def test_so_do_those_of_the_rules_against_abuse(
+    kind: abuse.AbuseKind, rule: abuse.AbuseRule
+) -> None:
+    said = FIXED["abuse"][kind.value]
+    assert f"slowed at {rule.slow_at:g} and blocked at {rule.block_at:g};" in said
+
+
+@pytest.mark.parametrize("part", ["breaker", "idempotency", "abuse"])
+def test_an_empty_part_that_is_gone_is_refused_in_words(part: str, tmp_path: Path) -> None:
+    file = tmp_path / "serving.json"
+    write_json(file, {part: {}})
+    with pytest.raises(ConfigError, match=f"{part}: nothing of it can be set"):
+        serve_config(file, "127.0.0.1", 8000)
 
 
 def test_a_service_of_an_older_version_is_still_found() -> None:
-    """It wrote down every option there was, and must be seen, moved and stopped all the same."""
+    """It wrote down every option there was, and must be seen and stopped all the same."""
     settings = load_settings()
     config = ServeConfig(routers=2)
     info = ServiceInfo(

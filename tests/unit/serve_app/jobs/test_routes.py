@@ -336,7 +336,7 @@ async def test_without_a_runner_a_job_is_kept_and_a_deletion_says_so(
     async with start(link=Gone()) as client:
         job_id = await made(client)
         assert (await client.get(f"/v1/jobs/{job_id}")).json()["state"] == "queued"
-        with pytest.raises(ServiceError):  # api.py answers 503
+        with pytest.raises(ServiceError):  # http/errors.py answers 503
             await client.delete(f"/v1/jobs/{job_id}")
         assert (await client.get(f"/v1/jobs/{job_id}")).json()["state"] == "cancelled"
 

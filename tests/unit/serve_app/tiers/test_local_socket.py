@@ -56,7 +56,7 @@ def run(story: Callable[[ConnectionPool], Awaitable[None]], *servers: SocketServ
         connections.shortest()
         await asyncio.sleep(0)
 
-    # The loop of a router; test_tiers.py uses asyncio's own.
+    # The loop of a router; test_replica.py uses asyncio's own.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(told())
 

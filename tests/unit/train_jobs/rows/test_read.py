@@ -78,3 +78,19 @@ def test_a_parquet_string_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([b"good", b"\xff"]).view(pa.string())}), path)
     with pytest.raises(DataError, match="a string of text is not UTF-8"):
         list(read_rows(path, ("text",)))
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_line_that_is_too_long_takes_no_other_with_it(
+    end: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where lines end in a carriage return alone, all that followed it was lost with it."""
+    monkeypatch.setattr(text_files, "_MAX_LINE", 1 << 10)
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(end.join([b'{"text": "a"}', b"x" * 3000, b'{"text": "b"}', b""]))
+    found = list(text_files.lines_of(path, 0, None, 0))
+    assert [record.line for record in found] == [1, 2, 3]
+    assert [record.problem is None for record in found] == [True, False, True]
+    assert found[2].data.strip() == '{"text": "b"}'
+    (again,) = text_files.lines_of(path, found[2].start, None, 2)
+    assert again.data == found[2].data
