@@ -1,7 +1,5 @@
 """What every test may use."""
 
-from collections.abc import Sequence
-
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -18,12 +16,3 @@ pytest_plugins = ["tests.support.redis_server"]
 def anyio_backend() -> str:
     """Tests marked `anyio` run on asyncio, as the service does."""
     return "asyncio"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """With `--dist loadgroup`, whatever names no group is in one: services share their ports and
-    their patience, so they run one after the other."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("one after the other"))

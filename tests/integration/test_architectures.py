@@ -18,7 +18,7 @@ from train_jobs.pipeline import PipelineResult, configure, run
 from train_jobs.samples.generator import write_csv
 
 # Five Ray stages stand behind the first test; as test_training.py, they stand back for services.
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("training")]
+pytestmark = pytest.mark.timeout(600)
 
 MAKERS = {"distilbert": make_tiny_distilbert, "roberta": make_tiny_roberta}
 BUDGET = 600  # pieces of 800

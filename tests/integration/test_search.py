@@ -24,8 +24,6 @@ from tune.sweep.search import SweepConfig, SweepResult, load, run, save
 
 ROOT = Path(tests_file).parents[1]
 
-pytestmark = pytest.mark.xdist_group("training")  # as test_training.py, it stands back for services
-
 PRICES = Prices()
 TABLE = toy_table(1000, seed=1)
 EXTRA = toy_table(600, seed=3, split="calibration")

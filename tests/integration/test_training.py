@@ -40,7 +40,7 @@ from train_jobs.training.on_ray import Compute, Loop, Trained, fit_on_ray
 
 # Five Ray stages stand behind the first test. Ray's workers stand back for all else on the machine,
 # so what trains may run beside the services.
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("training")]
+pytestmark = pytest.mark.timeout(600)
 
 ROWS = 1200
 # A random encoder of this size wants a higher rate than a pre-trained one.
