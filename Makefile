@@ -5,7 +5,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-training test-service test-long lint servers bench-edge bench-dapt bench-teacher bench-train \
+.PHONY: setup demo test test-long lint servers bench-edge bench-dapt bench-teacher bench-train \
   bench-router bench-certificates bench-serve bench-score bench-guard chaos clean
 
 setup: $(READY)
@@ -33,20 +33,15 @@ servers:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium redis-server >/dev/null; } || \
 	  echo "Tests are skipped for want of them: apt-get install chromium redis-server"
 
-# Side by side: unit tests, of which each process has one thread; then what trains, beside what
-# serves. OpenMP's threads wait asleep: awake, those of two processes that train on the same cores
-# keep each other from work (a step of two at once: 1.96 s awake, 1.24 s asleep; alone 0.70 s).
-TRAINING := $(addprefix tests/integration/test_,training.py architectures.py search.py)
+# Unit tests run side by side, each process with one thread: torch's threads of two processes wait
+# for each other far longer than they work. What starts Ray runs alone, and what starts a cluster
+# with a token of its own in a process of its own, since a process keeps the token that it has read.
+CLUSTER := tests/integration/test_cluster.py
 
 test: lint servers
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit --numprocesses logical --dist loadfile
-	OMP_WAIT_POLICY=PASSIVE $(MAKE) --jobs 2 --output-sync test-training test-service
-
-test-training:
-	$(BIN)/pytest $(TRAINING)
-
-test-service:
-	$(BIN)/pytest --ignore tests/unit $(addprefix --ignore ,$(TRAINING))
+	$(BIN)/pytest --ignore tests/unit --ignore $(CLUSTER)
+	$(BIN)/pytest $(CLUSTER)
 
 test-long: setup
 	$(BIN)/pytest -m long --ignore tests/chaos
