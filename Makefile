@@ -34,8 +34,8 @@ servers:
 	  echo "Tests are skipped for want of them: apt-get install chromium redis-server"
 
 # Unit tests run side by side, each process with one thread: torch's threads of two processes wait
-# for each other far longer than they work. What starts Ray runs alone, and what starts a cluster
-# with a token of its own in a process of its own, since a process keeps the token that it has read.
+# for each other far longer than they work. What starts Ray runs alone: two runs side by side met
+# each other's Ray token. What starts a cluster with a token of its own has a process of its own.
 CLUSTER := tests/integration/test_cluster.py
 
 test: lint servers
