@@ -18,6 +18,7 @@ from serve_app.access import abuse
 from serve_app.cascade.circuit_breaker import CircuitBreaker
 from serve_app.cascade.escalation import EscalationBudget
 from serve_app.cascade.traffic import only
+from serve_app.contracts import AbuseKind
 from serve_app.deploy import app, config
 from serve_app.deploy.config import ReleaseArgs, RouterArgs, ServeConfig
 from serve_app.deploy.fixed import FIXED
@@ -89,9 +90,7 @@ def test_the_value_that_a_refusal_names_is_the_one_that_holds(option: str, value
 
 
 @pytest.mark.parametrize(("kind", "rule"), abuse.RULES.items())
-def test_so_do_those_of_the_rules_against_abuse(
-    kind: abuse.AbuseKind, rule: abuse.AbuseRule
-) -> None:
+def test_so_do_those_of_the_rules_against_abuse(kind: AbuseKind, rule: abuse.AbuseRule) -> None:
     said = FIXED["abuse"][kind.value]
     assert f"slowed at {rule.slow_at:g} and blocked at {rule.block_at:g};" in said
 
