@@ -354,7 +354,8 @@ def give_back_memory() -> None:
     """What earlier work of this process has let go, to the system.
 
     Ray Tune runs each trial of a process in a new thread, and glibc gives each thread a heap of its
-    own; what the one before has freed would lie there. Three trials then took 1.8 GB; with this 1.2 (docs/training.md).
+    own; what the one before has freed would lie there. Three trials then took 1.8 GB; with this
+    1.2 (docs/training.md).
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's

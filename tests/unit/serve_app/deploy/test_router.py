@@ -27,6 +27,7 @@ from serve_app.deploy.config import RouterArgs
 from serve_app.deploy.names import CARD, release_app
 from serve_app.deploy.router import Router
 from serve_app.monitor.actor import MonitorActor
+from serve_app.monitor.windows import Compared
 from serve_app.tiers.replica import Tier
 from tests.support.http_service import check_error, client
 from tests.support.serving import Pair, make_pair, make_release
@@ -279,6 +280,15 @@ async def test_a_canary_has_its_users_and_a_release_that_stays_is_not_asked_agai
         assert shown["id"] == first.id
         assert shown["routed"]["weights"] == {first.id: 0.7, second.id: 0.3}
         assert cluster.of(first, CARD).calls.count("describe") == 1
+
+
+async def test_a_canary_above_one_half_is_not_the_champion(cluster: Cluster) -> None:
+    """It was the larger weight: new jobs, `/v1/release` and the comparison followed the canary."""
+    first, second = cluster.add(), cluster.add(threshold=0.8)
+    async with cluster.router(split(first.id, second.id, 0.9)) as (replica, http):
+        assert (await http.get("/v1/release")).json()["id"] == first.id
+        assert replica._champion_id() == first.id, "of new jobs"
+        assert replica._routed().compared == Compared(first.id, (second.id,))
 
 
 async def test_a_shadow_sees_what_was_answered_and_never_troubles_it(cluster: Cluster) -> None:
