@@ -8,6 +8,7 @@ Work in place, and waits for nothing.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from serve_app.cascade.escalation import EscalationLimit
@@ -72,8 +73,8 @@ def settle_cloud(
 
 def _usable(outcomes: Sequence[Outcome | None], tier: Route) -> list[Prediction | None]:
     """Failures become None, after they are logged, once per kind."""
-    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-    for kind in {type(error) for error in errors}:
+    kinds = Counter(type(found).__name__ for found in outcomes if isinstance(found, Exception))
+    for kind, count in kinds.items():
         # The kind alone: an error's text may quote what a customer wrote.
-        log.warning("The %s failed on %d messages: %s.", tier, len(errors), kind.__name__)
+        log.warning("The %s failed on %d messages: %s.", tier, count, kind)
     return [outcome if isinstance(outcome, Prediction) else None for outcome in outcomes]
