@@ -54,4 +54,4 @@ def quick_dropout(model: Any) -> None:
     for module in list(model.modules()):
         for name, part in module.named_children():
             if type(part) is nn.Dropout:
-                setattr(module, name, ByteDropout(part.p))
+                setattr(module, name, ByteDropout(part.p).train(part.training))
