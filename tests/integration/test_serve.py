@@ -5,7 +5,6 @@ One service for the module, on a toy release whose cloud answers NaN to one word
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -31,7 +30,7 @@ from serve_app.http.errors import ErrorOut
 from serve_app.service import lifecycle, process, releases, state
 from serve_app.service.state import ServiceInfo
 from tests.support.ray_private import is_forgotten
-from tests.support.serving import make_pair, make_release
+from tests.support.serving import make_pair, make_release, pids_titled
 from tests.support.toys import message
 from tests.support.waiting import free_port, wait_for
 
@@ -64,17 +63,7 @@ class Running:
 
     def pids(self, title: str) -> list[int]:
         """The processes of this service whose title matches."""
-        assert self.info.haproxy_dir is not None
-        marked = process.marked(self.info.haproxy_dir)
-        return [pid for pid in marked if re.search(title, process_title(pid))]
-
-
-def process_title(pid: int) -> str:
-    """Empty if it has ended since it was listed."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return pids_titled(self.info, title)
 
 
 @pytest.fixture(scope="module")
