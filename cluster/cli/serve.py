@@ -121,7 +121,9 @@ def classify(
     if bool(texts) == bool(file):
         raise DataError("Give texts, or a file with --file, and not both.")
     settings = load_settings()
-    rows, labels, over = [Row(at, None, text) for at, text in enumerate(texts or [])], {}, {}
+    rows = [Row(at, None, text) for at, text in enumerate(texts or [])]
+    labels: dict[int, str] = {}
+    over: dict[str, Any] = {"file_sha256": None}
     if file is not None:
         rows, labels, over = _rows_of(file, text_column, label_column)
         if out is not None and out.exists() and out.samefile(file):

@@ -109,30 +109,31 @@ def listed(texts: Iterable[str]) -> list[str]:
     return list(texts)
 
 
-def checked(texts: Iterable[str]) -> list[str]:
+def _check(texts: Sequence[str]) -> None:
     """A list of more than one request, before the first of them is paid; one alone is answered by
     the service as a whole, or not at all.
-
-    Raises:
-        DataError: texts that the service would refuse, by their places.
     """
-    made = listed(texts)
-    if len(made) <= MAX_TEXTS:
-        return made
-    faults = [(at, fault) for at, text in enumerate(made) if (fault := fault_of(text))]
+    if len(texts) <= MAX_TEXTS:
+        return
+    faults = [(at, fault) for at, text in enumerate(texts) if (fault := fault_of(text))]
     if faults:
         shown = "".join(f"\n  texts[{at}]: {fault}" for at, fault in faults[:_MOST_SHOWN])
         raise DataError(
-            f"{len(faults)} of the {len(made):,} texts cannot be answered, so none was sent. Leave "
-            f"them out.{shown}"
+            f"{len(faults)} of the {len(texts):,} texts cannot be answered, so none was sent. "
+            f"Leave them out.{shown}"
         )
-    return made
 
 
 def batches(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """What goes into one request, and where it begins."""
+    """What goes into one request, and where it begins.
+
+    Raises:
+        DataError: texts of a list that the service would refuse, by their places.
+    """
     if isinstance(texts, str):
         listed(texts)
+    if isinstance(texts, Sequence):
+        _check(texts)
     rest, first = iter(texts), 0
     while batch := list(islice(rest, MAX_TEXTS)):
         yield first, batch

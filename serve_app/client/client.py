@@ -27,12 +27,12 @@ from serve_app.client.calls import (
     T,
     batches,
     cancel_call,
-    checked,
     classify_call,
     explain_call,
     feedback_call,
     get_call,
     job_path,
+    listed,
     parsed,
     results_call,
     row_of,
@@ -94,7 +94,7 @@ class Firstline(Client):
     def classify(self, texts: Sequence[str], **options: Unpack[Options]) -> list[Answer]:
         """One answer per text, in order, from as many requests as it takes; none is sent if a list
         of several has a text that would be refused."""
-        return list(self.classify_many(checked(texts), **options))
+        return list(self.classify_many(listed(texts), **options))
 
     def classify_many(self, texts: Iterable[str], **options: Unpack[Options]) -> Iterator[Answer]:
         """The same for any iterable, read and answered 256 texts at a time."""
@@ -222,7 +222,7 @@ class AsyncFirstline(Client):
         self, texts: Sequence[str], *, concurrency: int = 4, **options: Unpack[Options]
     ) -> list[Answer]:
         """One answer per text, in order, from as many requests as it takes."""
-        many = self.classify_many(checked(texts), concurrency=concurrency, **options)
+        many = self.classify_many(listed(texts), concurrency=concurrency, **options)
         return [answer async for answer in many]
 
     async def classify_many(
