@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from cluster.errors import DataError
 from cluster.files import read_json, write_json, write_text
-from serve_app.client.calls import Answer
+from serve_app.client.calls import Answer, batches
 from serve_app.client.client import Firstline
 from serve_app.client.exchange import ResponseError
-from serve_app.request_limits import MAX_TEXTS, fault_of
+from serve_app.request_limits import fault_of
 
 _UNPROCESSABLE: Final = 422
 
@@ -196,7 +196,8 @@ def answer_rows(
     out.set_aside(bad)
     left = [row for row in good if row.number not in out.answers]
     while left:
-        batch = left[:MAX_TEXTS]
+        _, fits = next(batches(row.text for row in left))
+        batch = left[: len(fits)]
         try:
             answers = client.classify(
                 [row.text for row in batch],
