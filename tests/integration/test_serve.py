@@ -245,6 +245,29 @@ def test_bad_input_has_one_shape_through_the_proxy(
     ErrorOut.model_validate_json(response.content)
 
 
+def test_heads_strange_hosts_and_long_headers_through_the_proxy(running: Running) -> None:
+    http = running.http
+    for path in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/nothing"):
+        get, head = http.get(path), http.head(path)
+        assert (head.status_code, head.content) == (get.status_code, b""), path
+    for host in (f"localhost:{running.info.port}", "LOCALHOST", "[::1]"):
+        assert http.get("/healthz", headers={"Host": host}).status_code == 200
+    for headers, status in (({"Host": "evil.example"}, 421), ({"X-Long": "a" * 20_000}, 431)):
+        response = http.get("/healthz", headers=headers)
+        assert response.status_code == status
+        ErrorOut.model_validate_json(response.content)
+
+
+def test_a_job_asked_for_twice_with_one_key_is_one_job(running: Running) -> None:
+    headers = {"Idempotency-Key": "of-one-job"}
+    made = [
+        running.http.post("/v1/jobs", json={"texts": [EASY]}, headers=headers) for _ in range(2)
+    ]
+    assert [one.status_code for one in made] == [202, 202]
+    assert made[0].json()["id"] == made[1].json()["id"]
+    assert running.http.delete(f"/v1/jobs/{made[0].json()['id']}").status_code == 204
+
+
 def test_a_second_start_and_a_taken_port_are_refused(running: Running, tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="already served"):
         lifecycle.start(running.settings, running.info.release, running.info.config)
