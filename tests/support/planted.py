@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from stdnum import iban, luhn
+from stdnum.util import get_cc_module
 
 
 @dataclass(frozen=True)
@@ -265,6 +266,124 @@ _MONTHS: Final = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September",
     "October", "November", "December",
 )  # fmt: skip
+
+
+# ---- encodings ----------------------------------------------------------------------------------
+
+Encode = Callable[[str], str]
+_SAFE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
+
+
+def escaped(form: str, every: bool = False) -> Encode:
+    """Args: form: `{b:02X}` of each UTF-8 byte, or `{c}` of each code point; every: letters too."""
+
+    def encode(text: str) -> str:
+        def of(character: str) -> str:
+            if character in _SAFE and not every:
+                return character
+            if "{b" in form:
+                return "".join(form.format(b=byte) for byte in character.encode())
+            return form.format(c=ord(character))
+
+        return "".join(map(of, text))
+
+    return encode
+
+
+def named_entities(names: Mapping[str, str]) -> Encode:
+    return lambda text: "".join(f"&{names[c]};" if c in names else c for c in text)
+
+
+def then(*steps: Encode) -> Encode:
+    def encode(text: str) -> str:
+        for step in steps:
+            text = step(text)
+        return text
+
+    return encode
+
+
+def in_code(make: Make, encode: Encode) -> Make:
+    """The value as encoded; neither it nor what it stands for may survive."""
+
+    def made(rng: random.Random) -> Value:
+        value = make(rng)
+        text = encode(value.text)
+        return Value(text, value.digits, (*value.words, compact(text)))
+
+    return made
+
+
+# ---- identity numbers and secrets ---------------------------------------------------------------
+
+
+def identity(country: str, module: str, *patterns: str) -> Make:
+    """Drawn until the country's checksum fits. `{d}`, `{m}`, `{y}`: a date of birth."""
+    known = get_cc_module(country, module)
+
+    def make(rng: random.Random) -> Value:
+        while True:
+            pattern = rng.choice(patterns)
+            day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(40, 99)
+            text = fill(rng, pattern.format(d=f"{day:02d}", m=f"{month:02d}", y=year))
+            if known.is_valid(text):
+                return Value(text, words=(compact(text),))
+
+    return make
+
+
+_TOKEN: Final = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz0123456789"
+
+
+def token(prefix: str, length: int, alphabet: str = _TOKEN) -> Make:
+    """A public prefix and so many random characters."""
+
+    def make(rng: random.Random) -> Value:
+        body = "".join(rng.choice(alphabet) for _ in range(length))
+        return Value(prefix + body, words=(compact(body),))
+
+    return make
+
+
+def one_of(*words: str) -> Make:
+    """A password of a list, all of it the secret."""
+
+    def make(rng: random.Random) -> Value:
+        text = rng.choice(words)
+        return Value(text, words=(compact(text),))
+
+    return make
+
+
+def private_key(label: str, join: str, lines: int = 4, end: bool = True) -> Make:
+    def make(rng: random.Random) -> Value:
+        body = ["".join(rng.choice(_TOKEN + "+/") for _ in range(64)) for _ in range(lines)]
+        closing = [f"-----END {label}-----"] if end else []
+        text = join.join([f"-----BEGIN {label}-----", *body, *closing])
+        return Value(text, words=tuple(map(compact, body)))
+
+    return make
+
+
+_BIP39: Final = (
+    "abandon ability able about above absent absorb abstract absurd abuse access accident acid "
+    "acoustic acquire across act action actor actress actual adapt add addict address adjust "
+    "gallery game gap garage garbage garden garlic garment gas gasp gate gather gauge gaze general "
+    "meadow mean measure meat mechanic medal media melody melt member memory mention menu mercy "
+    "shoulder shove shrimp shrug shuffle shy sibling sick side siege sight sign silent silk silly "
+    "wolf woman wonder wood wool word work world worry worth wrap wreck wrestle wrist write wrong"
+).split()
+
+
+def phrase(words: int, join: str = " ", numbered: bool = False) -> Make:
+    """A wallet's recovery phrase; three of its words in a row must not survive."""
+
+    def make(rng: random.Random) -> Value:
+        drawn = [rng.choice(_BIP39) for _ in range(words)]
+        shown = [f"{n}. {word}" for n, word in enumerate(drawn, 1)] if numbered else drawn
+        return Value(join.join(shown), words=(compact(join.join(shown[1:4])),))
+
+    return make
 
 
 # ---- the corpus to develop on -------------------------------------------------------------------
