@@ -13,6 +13,7 @@ from cluster.settings import Settings
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import BundlePins, RouterPolicy
 from serve_app.decide.scores import Weighted
+from serve_app.guard.config import BUILT_IN, GuardConfig
 from serve_app.guard.prepare import prepare
 from tests.support.toys import make_bundle
 from train_jobs.data import content_key
@@ -83,6 +84,11 @@ class Pair:
     cloud: ModelBundle
 
 
-def make_pair(folder: Path, *, cloud_nan_word: str | None = None) -> Pair:
+def make_pair(
+    folder: Path, *, cloud_nan_word: str | None = None, guard: GuardConfig = BUILT_IN
+) -> Pair:
     """A toy edge and cloud; the cloud may answer NaN to one word."""
-    return Pair(make_bundle(folder, "edge"), make_bundle(folder, "cloud", nan_word=cloud_nan_word))
+    return Pair(
+        make_bundle(folder, "edge", guard=guard),
+        make_bundle(folder, "cloud", nan_word=cloud_nan_word, guard=guard),
+    )
