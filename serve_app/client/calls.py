@@ -3,13 +3,12 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final, Generic, NoReturn, NotRequired, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 from cluster.errors import DataError, ServiceError
 from serve_app.client.exchange import Call, Reply, json_call
-from serve_app.request_limits import MAX_TEXTS
+from serve_app.request_limits import MAX_REQUEST_CHARS, MAX_TEXTS
 
 T = TypeVar("T")
 
@@ -106,8 +105,18 @@ def listed(texts: Iterable[str]) -> list[str]:
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
     if isinstance(texts, str):
         listed(texts)
-    rest = iter(texts)
-    while batch := list(islice(rest, MAX_TEXTS)):
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and characters + len(text) > MAX_REQUEST_CHARS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == MAX_TEXTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 

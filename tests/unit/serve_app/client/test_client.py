@@ -132,6 +132,15 @@ def test_answers_come_in_order_from_as_many_requests_as_it_takes(count: int) -> 
     assert len(script.asked) == -(-count // MAX_TEXTS)
 
 
+def test_long_texts_make_smaller_requests() -> None:
+    """A request may hold a million characters, whatever the number of its texts."""
+    texts = [f"{i} {'x' * 9_990}" for i in range(101)]
+    script = Script()
+    with serving(script) as url, Firstline(url) as client:
+        assert [answer["label"] for answer in client.classify(texts)] == texts
+    assert len(script.asked) == 2
+
+
 def test_an_endless_iterable_is_read_a_request_at_a_time() -> None:
     read = 0
 
