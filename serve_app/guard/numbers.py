@@ -5,6 +5,7 @@ a mistyped number is still somebody's.
 """
 
 import re
+from functools import cache
 from typing import Final
 
 from stdnum import iban, luhn
@@ -122,7 +123,7 @@ def _digits(text: str) -> str:
 _IBAN = re.compile(r"(?<![a-z0-9])[a-z]{2}[ ._-]{0,3}\d{2}(?:[ ._-]{0,3}[a-z0-9]){11,30}", re.I)
 _IBAN_END = re.compile(r"[a-z0-9](?![a-z0-9])", re.I)
 _IBAN_SEPARATORS = str.maketrans("", "", " ._-")
-_SHORTEST_IBAN: Final = 15
+_STRUCTURE = re.compile(r"(\d+)!?[nace]")  # such as 4!a6!n8!n, after country and check digits
 
 
 def ibans(text: str) -> Spans:
@@ -130,17 +131,27 @@ def ibans(text: str) -> Spans:
     at = 0
     while match := _IBAN.search(text, at):
         start, at = match.start(), match.start() + 2
-        for last in reversed(list(_IBAN_END.finditer(text, start, match.end()))):
-            if _is_iban(text[start : last.end()].translate(_IBAN_SEPARATORS).upper()):
-                yield start, last.end()
-                at = last.end()
+        length = _iban_length(text[start:at].upper())
+        if not length:
+            continue
+        for last in _IBAN_END.finditer(text, start, match.end()):
+            compact = text[start : last.end()].translate(_IBAN_SEPARATORS).upper()
+            if len(compact) >= length:
+                if len(compact) == length and _is_iban(compact):
+                    yield start, last.end()
+                    at = last.end()
                 break
+
+
+@cache
+def _iban_length(country: str) -> int:
+    """Of all of a country's IBANs, as python-stdnum's registry has it; 0 where there are none."""
+    structure = iban._ibandb.info(country)[0][1].get("bban", "")
+    return 4 + sum(map(int, _STRUCTURE.findall(structure))) if structure else 0
 
 
 def _is_iban(compact: str) -> bool:
     """Of its country's length and structure; the check digits may be wrong."""
-    if len(compact) < _SHORTEST_IBAN:
-        return False
     right = compact[:2] + iban.calc_check_digits(compact) + compact[4:]
     return bool(iban.is_valid(right, check_country=False))
 

@@ -77,7 +77,7 @@ _LOOKS_EXTRA: Final = 6_000
 # A longer text is looked at in pieces, so that only those with a digit or a word of a secret cost
 # much. They overlap by more than any finding and its context is long; what may be longer (a token,
 # a private key) is looked for in the whole.
-_PIECE: Final = 1_200
+_PIECE: Final = 2_400
 _OVERLAP: Final = 400
 _BACK: Final = 100  # how far a cut may move to fall on a space
 

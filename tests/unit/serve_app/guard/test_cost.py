@@ -107,7 +107,7 @@ def test_a_secret_is_found_wherever_it_stands_in_a_long_text() -> None:
 
 
 def test_the_longest_request_is_prepared_in_two_seconds() -> None:
-    """Whatever is in it: requests hold a million characters."""
+    """Whatever is in it: requests hold 500,000 characters."""
     for unit in ("\ufdfa", "1 ", "- at ", "%2540", "password is ", "a@"):
         text = (unit * MAX_CHARS)[:MAX_CHARS]
         assert MAX_REQUEST_CHARS / MAX_CHARS * _cpu_s(text, 2) < 2.0 * _SLOW_MACHINE
