@@ -12,12 +12,15 @@ from serve_app.guard.context import FILL, START, Spans, values
 # ---- passwords ----------------------------------------------------------------------------------
 
 _NAMES: Final = (
-    r"(?:pass ?(?:word|code|phrase|wort)s?|passwd|pwd|pw|(?<=my )pass|pass(?= ?[:=])|kennwort|"
+    r"(?:pass ?(?:word|code|phrase|wort)s?|pass?w(?:or|r|ro|ar)d|passowrd|"
+    r"passwd|pwd|pw|(?<=my )pass|pass(?= ?[:=])|kennwort|"
     r"contrase(?:ñ|n)a|clave|"
     r"mot de passe|senha|palavra-passe|wachtwoord|lösenord(?:et)?|adgangskode|passord(?:et)?|"
     r"salasana(?:ni)?|has[łl]o)\b"
 )
-_IS: Final = r"(?: ?[:=] ?| (?:is|was|ist|war|lautet|es|era|est|è|é|jest|är|er|on)(?::? | ?= ?))"
+_IS: Final = (
+    r"(?: ?[:=] ?| - | (?:is|was|ist|war|lautet|es|era|est|è|é|jest|är|er|on)(?::? | ?= ?))"
+)
 _QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _SECRET: Final = (
     rf"(?P<value>[{_QUOTES}][^{_QUOTES}\[\]]{{3,64}}[{_QUOTES}]|[^\s\[\]<>,;{_QUOTES}]{{4,64}})"
@@ -35,6 +38,8 @@ _CHANGED: Final = re.compile(
     re.I,
 )
 _BESIDE: Final = re.compile(rf"{START}{_NAMES} ?{_SECRET}", re.I)
+# With any words between, what follows must look like a password.
+_FAR: Final = re.compile(rf"{START}{_NAMES}(?: [\w'-]{{1,20}}){{1,6}}?{_IS}{_SECRET}", re.I)
 _SYMBOL: Final = re.compile(r"[^\w'’-]")  # noqa: RUF001
 # What follows "my password is" and is none; and everything in -ed and -ing.
 _OTHER_WORDS: Final = (
@@ -59,9 +64,10 @@ def _passwords(text: str) -> Spans:
         for match in pattern.finditer(text):
             if span := _password(text, *match.span("value"), plain=True):
                 yield span
-    for match in _BESIDE.finditer(text):
-        if span := _password(text, *match.span("value"), plain=False):
-            yield span
+    for pattern in (_BESIDE, _FAR):
+        for match in pattern.finditer(text):
+            if span := _password(text, *match.span("value"), plain=False):
+                yield span
 
 
 def _password(text: str, start: int, end: int, *, plain: bool) -> tuple[int, int] | None:
@@ -117,6 +123,14 @@ _DIGITS: Final = (
 )
 _CODES: Final = (
     re.compile(rf"{START}{_CODE}{_SAID}(?P<value>{_DIGITS})", re.I),
+    # "code 483920", but "error code 500123" is no secret.
+    re.compile(r"(?<![a-z\d] )\bcode:? (?P<value>\d{6})(?![\d%]|[.,:/]\d)", re.I),
+    re.compile(
+        r"\b(?:sms|text|message|authenticator|app) (?:\w{1,12} ){0,2}?"
+        r"(?:says|said|shows|showed|shown|reads|contains|contained) (?:the |this )?(?:code )?"
+        rf"(?P<value>{_DIGITS})",
+        re.I,
+    ),
     # An alphanumeric one, where it is called one outright.
     re.compile(
         rf"{START}{_CODE}(?: ?[:=] ?| (?:is|was|ist|lautet) | )"
@@ -161,7 +175,7 @@ _TOKEN: Final = re.compile(
     r")"
 )
 _NAMED_TOKEN: Final = re.compile(
-    rf"{START}(?:(?:api|access|secret|auth|client|refresh|private|session|webhook|signing|"
+    rf"(?<![a-z0-9\[])(?:(?:api|access|secret|auth|client|refresh|private|session|webhook|signing|"
     r"encryption|service|account|bot|deploy|license|aws|app)[ _-]?(?:access[ _-]?)?"
     r"(?:key|token|secret)|apikey|token|secret|bearer|password)s?\b(?:[ _-]id\b)?"
     rf"{FILL}(?P<value>(?=[A-Za-z0-9_/+=.~-]{{0,40}}\d)[A-Za-z0-9_/+=.~-]{{16,}})",
@@ -190,7 +204,8 @@ _FUNCTION_WORD: Final = (
 _WORD: Final = rf"(?:\d{{1,2}}[.):]? ?)?(?!{_FUNCTION_WORD})[a-z]{{3,8}}"
 _PHRASE: Final = re.compile(
     rf"{START}(?:(?:(?:secret )?recovery|seed|backup|mnemonic|wallet|(?:12|18|24)[ -]words?)"
-    r"[ -](?:phrase|words?|seed|key)|mnemonic(?: phrase)?|seedphrase|seed)\b"
+    r"[ -](?:phrase|words?|seed|key)|(?:12|15|18|21|24) (?:\w{4,8} )?words|"
+    r"mnemonic(?: phrase)?|seedphrase|seed)\b"
     r"(?:[\s:=#.,;\"'()<>*-]|\b(?:is|are|was|were|the|my|here|as|follows|in|order|for|wallet|of|"
     r"these|this|it|to)\b){0,12}"
     rf"(?P<value>{_WORD}(?:[,;]? {{0,2}}[,;]? {_WORD}){{10,24}}(?![\w]))",
@@ -201,7 +216,7 @@ _PHRASE: Final = re.compile(
 
 _CODE_HINTS: Final = (
     "code", "otp", "tan", "pin", "puk", "kod", "password", "digo", "key", "number", "use ",
-    "enter ",
+    "enter ", "sms", "text", "message", "authent",
 )  # fmt: skip
 _SHORTEST_CODE: Final = 4
 _NAMED_HINTS: Final = ("token", "secret", "key", "bearer", "password")
@@ -218,7 +233,7 @@ def names_a_secret(lowered: str) -> bool:
         or "clave" in lowered or "senha" in lowered or "wachtw" in lowered or "lösen" in lowered
         or "adgang" in lowered or "salas" in lowered or "hasł" in lowered or "haslo" in lowered
         or "seed" in lowered or "phrase" in lowered or "mnemonic" in lowered
-        or "recovery" in lowered
+        or "recovery" in lowered or " words" in lowered
     )  # fmt: skip
 
 

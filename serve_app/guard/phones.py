@@ -29,7 +29,7 @@ _SHAPED: Final = (
     re.compile(r"(?<![\w+])(?P<value>(?:\+|00)[1-9](?:[ ./()-]{0,3}\d){7,14})(?!\d)"),
 )
 _IN_CONTEXT = re.compile(
-    rf"{START}(?:(?:tele|cell ?)?phone|tel|mobile|mob|cell|whats ?app|landline|fax|handy|"
+    rf"{START}(?:(?:tele|cell ?)?phone|tel|mobile|mob|cell|whats ?app|landline|fax|handy|wa\.me/|"
     r"(?:contact|my|best|home|work|office|daytime|evening|new|old) (?:number|no|num)|"
     r"(?:call|ring|text|reach|phone|contact|dial|sms|message)(?: (?:me|us|him|her))?(?: back)?"
     r"(?: (?:on|at))?)\b"

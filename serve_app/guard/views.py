@@ -4,7 +4,8 @@ A view is the text with its escapes decoded, and the way back: each place in it 
 in the text. Escapes of escapes are decoded too. Two families are kept apart, since a link's
 `id=4111...` reads as quoted-printable, and would lose its first digits to it:
 
-    links, pages, JSON   %40  &#64;  &#x40;  &commat;  \\u0040  \\x40, and a `+` between digits
+    links, pages, JSON   %40  %u0040  &#64;  &#x40;  &commat;  \\u0040  \\x40, a `+` between digits,
+                         and a header's word, =?utf-8?B?...?=
     mail                 =40, and a line that ends in `=`, beside all of those
 
 A view is never longer than its text, and making it takes time in proportion to its length.
@@ -12,6 +13,7 @@ A view is never longer than its text, and making it takes time in proportion to 
 
 import re
 import unicodedata
+from base64 import b64decode
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,13 +31,13 @@ _BYTES: Final = (
 )
 _PERCENT: Final = _BYTES.format("%", _HEX)
 _PLUS: Final = r"(?<=[0-9])\+(?=[0-9(%])"
-_ENTITY: Final = rf"&#[0-9]{{1,7}};?|&#[xX]{_HEX}{{1,6}};?|&[a-zA-Z][a-zA-Z0-9]{{1,31}};"
+_ENTITY: Final = rf"&#[0-9]{{1,9}};?|&#[xX]{_HEX}{{1,8}};?|&[a-zA-Z][a-zA-Z0-9]{{1,31}};"
 _BACKSLASH: Final = (
-    rf"\\u[dD][89abAB]{_HEX}{{2}}\\u[dD][c-fC-F]{_HEX}{{2}}|\\u{_HEX}{{4}}|\\u\{{{_HEX}{{1,6}}\}}"
+    rf"\\u[dD][89abAB]{_HEX}{{2}}\\u[dD][c-fC-F]{_HEX}{{2}}|\\u{_HEX}{{4}}|\\U{_HEX}{{8}}|\\u\{{{_HEX}{{1,6}}\}}"
     rf"|\\x{_HEX}{{2}}|\\[\\/\"'nrtbf]"
 )
-_LINK: Final = re.compile(f"{_PERCENT}|{_ENTITY}|{_BACKSLASH}")
-_LINK_WITH_PLUS: Final = re.compile(f"{_PERCENT}|{_PLUS}|{_ENTITY}|{_BACKSLASH}")
+_WORD: Final = r"=\?[\w-]{2,20}\?[bB]\?[A-Za-z0-9+/]{4,100}={0,2}\?="  # RFC 2047, Base64
+_LINK: Final = re.compile(f"%u{_HEX}{{4}}|{_PERCENT}|{_PLUS}|{_ENTITY}|{_BACKSLASH}|{_WORD}")
 _SOFT_BREAK: Final = r"(?<=\S)= (?=\S)"
 _QUOTED: Final = re.compile(f"{_BYTES.format('=', _HEX)}|{_SOFT_BREAK}")
 _MAIL: Final = re.compile(f"{_BYTES.format('=', _HEX)}|{_SOFT_BREAK}|(?<=\\S)=$|{_LINK.pattern}")
@@ -68,8 +70,8 @@ def may_have_escapes(text: str) -> bool:
 
 def views(text: str) -> Iterator[View]:
     """The decoded views that differ from the text: of links, pages and JSON; of mail."""
-    if "%" in text or "&" in text or "\\" in text:
-        view = _decoded(text, _LINK_WITH_PLUS if "%" in text else _LINK)
+    if "%" in text or "&" in text or "\\" in text or "+" in text or "=?" in text:
+        view = _decoded(text, _LINK)
         if view is not None:
             yield view
     if "=" in text and _QUOTED.search(text) is not None:
@@ -142,12 +144,18 @@ def _shown(escape: str) -> str:
     )
 
 
+def _of_percent(escape: str) -> str:
+    return chr(int(escape[2:], 16)) if escape[1] in "uU" else _of_bytes(escape)
+
+
 def _of_bytes(escape: str) -> str:
     data = bytes.fromhex(escape.replace(escape[0], ""))
     return data.decode("utf-8") if len(data) > 1 or data[0] < 0x80 else data.decode("latin-1")
 
 
 def _of_mail(escape: str) -> str:
+    if escape.startswith("=?"):
+        return b64decode(escape.split("?")[3]).decode("utf-8", "replace")
     return "" if escape == "=" else _of_bytes(escape)
 
 
@@ -162,6 +170,8 @@ _CONTROLS: Final = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 
 
 def _of_backslash(escape: str) -> str:
+    if escape[1] == "U":
+        return chr(int(escape[2:], 16))
     if escape[1] not in "ux":
         return _CONTROLS.get(escape[1], escape[1])
     codes = [int(code, 16) for code in re.findall(rf"{_HEX}{{1,6}}", escape.replace("\\u", " "))]
@@ -171,5 +181,5 @@ def _of_backslash(escape: str) -> str:
 
 
 _OF: Final[dict[str, Callable[[str], str]]] = {
-    "%": _of_bytes, "=": _of_mail, "&": _of_entity, "\\": _of_backslash,
+    "%": _of_percent, "=": _of_mail, "&": _of_entity, "\\": _of_backslash,
 }  # fmt: skip
