@@ -28,6 +28,7 @@ GOLDEN: Final = "golden.json"
 MANIFEST: Final = "manifest.json"
 MODEL_ANY: Final = "model-any.onnx"
 GOLDEN_ANY: Final = "golden-any.json"
+GUARD: Final = "guard.json"  # what the site's guard does otherwise than the built-in one
 _VERSIONED: Final = ("firstline", "onnxruntime", "tokenizers", "numpy")
 
 Role = Literal["edge", "cloud"]
@@ -160,6 +161,11 @@ class ModelBundle:
                 return item
         has = ", ".join(item.model for item in self.artifacts)
         raise BundleError(f"The bundle {self.path} has no artifact {model}; it has {has}.")
+
+    @property
+    def guard_sha256(self) -> str | None:
+        """Of the guard.json that its training data was masked with; None: the built-in guard."""
+        return self.manifest.files.get(GUARD)
 
     def golden(self, model: str = MODEL) -> list[GoldenRow]:
         """What one of its model files said where it was made.

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.bundles import MODEL, ModelBundle, load_bundle, read_manifest
+from cluster.bundles import GUARD, MODEL, ModelBundle, load_bundle, read_manifest
 from cluster.errors import ReleaseError
 from cluster.files import new_folder, read_json, sha256_file, sha256_json, write_json
 from cluster.settings import Settings
@@ -45,7 +45,8 @@ class ReleaseManifest(BaseModel):
 
 @dataclass(frozen=True)
 class Release:
-    """A verified release on this machine's disk. `policy`, `certificate`, `prices` are raw JSON."""
+    """A verified release on this machine's disk. `policy`, `certificate`, `prices` and `guard` are
+    raw JSON; `guard` is None where training had the built-in one."""
 
     path: Path
     manifest: ReleaseManifest
@@ -54,6 +55,7 @@ class Release:
     policy: Mapping[str, Any]
     certificate: Mapping[str, Any]
     prices: Mapping[str, Any]
+    guard: Mapping[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -150,6 +152,11 @@ def create_release(
             f"The edge knows {len(edge.manifest.labels)} labels and the cloud "
             f"{len(cloud.manifest.labels)}, or in another order. Both must come from one dataset."
         )
+    if edge.guard_sha256 != cloud.guard_sha256:
+        raise ReleaseError(
+            "The edge and the cloud were trained behind different guards (guard.json). Train both "
+            "by one `firstline train`."
+        )
     _check_parts(policy, certificate, edge.sha256, cloud.sha256)
     identity = identity_of(edge.sha256, cloud.sha256, policy, certificate, prices)
     target = settings.releases_dir / identity
@@ -161,6 +168,8 @@ def create_release(
         write_json(folder / POLICY, dict(policy))
         write_json(folder / CERTIFICATE, dict(certificate))
         write_json(folder / PRICES, dict(prices))
+        if edge.guard_sha256:
+            shutil.copyfile(edge.path / GUARD, folder / GUARD)
         for extra in extras:
             shutil.copyfile(extra, folder / extra.name)
         manifest = ReleaseManifest(
@@ -223,7 +232,13 @@ def load_release(settings: Settings, release_id: str) -> Release:
         policy=policy,
         certificate=certificate,
         prices=prices,
+        guard=read_json(path / GUARD) if GUARD in manifest.files else None,
     )
     for folder in (release.edge_path, release.cloud_path):
-        read_manifest(folder)
+        # By way of the bundle's hash, the release's id stands for its guard too.
+        if read_manifest(folder).files.get(GUARD) != manifest.files.get(GUARD):
+            raise ReleaseError(
+                f"The guard.json of the release {release_id} is not the one that its models were "
+                "trained behind. Make it again with `firstline tune`."
+            )
     return release

@@ -23,12 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.bundles import DatasetRef
+from cluster.bundles import GUARD, DatasetRef
 from cluster.errors import DataError, FirstlineError
 from cluster.files import new_folder, read_json, write_json
 from cluster.progress import Report, silent
 from cluster.settings import Settings, load_settings
 from serve_app.contracts import Message
+from serve_app.guard.config import BUILT_IN, GuardConfig
+from serve_app.guard.pii import Guard
 from serve_app.guard.prepare import dedup_key, normalise, prepare
 from train_jobs.rows.read import read_rows
 
@@ -52,6 +54,7 @@ class DataConfig(BaseModel):
     unlabelled: tuple[Path, ...] = Field((), description="more text for domain adaptation")
     # More rows here certify more at the same risk, and leave fewer to train on.
     certify_share: float = Field(0.15, gt=0, le=0.5, description="of the rows not in `test`")
+    guard: GuardConfig = BUILT_IN
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,12 @@ class Dataset:
     fingerprint: str
     rows: Mapping[str, int]
     notes: Mapping[str, int]
+
+    @property
+    def guard(self) -> Path | None:
+        """The guard.json that its rows were masked with; None: by the built-in guard."""
+        path = self.path / GUARD
+        return path if path.is_file() else None
 
     @property
     def ref(self) -> DatasetRef:
@@ -131,21 +140,23 @@ def _place(key: str, certify_share: float, *, with_test: bool) -> str:
 
 def read_messages(
     path: Path, text_column: str, label_column: str | None, notes: Counter[str],
-    report: Report = silent,
+    report: Report = silent, guard: GuardConfig = BUILT_IN,
 ) -> list[Row]:  # fmt: skip
     """Prepared, deduplicated rows of one file; the first of two equal texts stays.
 
     Args:
         label_column: None: the rows have no labels.
         notes: what was dropped or masked is counted in it.
+        guard: the release's, or that of the training to come.
 
     Raises:
         DataError: see `read_rows`; an empty text or label.
     """
     rows: dict[str, Row] = {}
+    redactor = Guard(guard).redact
     columns = [text_column, *([label_column] if label_column else [])]
     for number, (raw, *cells) in read_rows(path, columns):
-        message = prepare(raw)
+        message = prepare(raw, redactor)
         label = normalise(cells[0]) if cells else None
         if not message.text or label == "":
             raise DataError(
@@ -214,17 +225,20 @@ def _split(rows: list[Row], test: list[Row] | None, certify_share: float) -> dic
 def _dapt(config: DataConfig, splits: Mapping[str, list[Row]]) -> list[Row]:
     judged = {row.key for name in SPLITS[2:] for row in splits[name]}
     kept = {row.key: Row(row.message, None, row.key) for row in splits["train"]}
+    redactor = Guard(config.guard).redact
     for path in config.unlabelled:
         for _, (raw,) in read_rows(path, (config.text_column,)):
-            message = prepare(raw)
+            message = prepare(raw, redactor)
             key = content_key(message.text)
             if message.text and not message.detector_failed and key not in judged:
                 kept.setdefault(key, Row(message, None, key))
     return sorted(kept.values(), key=lambda row: row.key)
 
 
-def _fingerprint(splits: Mapping[str, list[Row]]) -> str:
+def _fingerprint(splits: Mapping[str, list[Row]], guard: GuardConfig) -> str:
     digest = hashlib.sha256()
+    if guard != BUILT_IN:
+        digest.update(guard.model_dump_json().encode())
     for name in SPLITS:
         for row in splits[name]:
             what = (name, row.message.text, row.message.pii, row.label)
@@ -254,11 +268,11 @@ def build(config: DataConfig, settings: Settings, report: Report = silent) -> Da
     """
     notes: Counter[str] = Counter()
     columns = config.text_column, config.label_column
-    rows = read_messages(config.data, *columns, notes, report)
+    rows = read_messages(config.data, *columns, notes, report, config.guard)
     labels = _check_classes(rows, config.data)
     test = None
     if config.test is not None:
-        test = read_messages(config.test, *columns, notes, report)
+        test = read_messages(config.test, *columns, notes, report, config.guard)
         if unknown := sorted({str(row.label) for row in test} - set(labels)):
             raise DataError(
                 f"{config.test} has {len(unknown)} labels that {config.data} lacks: {unknown[:5]}."
@@ -271,12 +285,14 @@ def build(config: DataConfig, settings: Settings, report: Report = silent) -> Da
     splits = _split(rows, test, config.certify_share)
     splits["dapt"] = _dapt(config, splits)
     _check_train(splits, labels)
-    fingerprint = _fingerprint(splits)
+    fingerprint = _fingerprint(splits, config.guard)
     target = settings.home / "datasets" / fingerprint[:16]
     if not (target / MANIFEST).is_file():
         with new_folder(target) as folder:
             for name in SPLITS:
                 _write_split(folder / f"{name}.parquet", splits[name])
+            if config.guard != BUILT_IN:
+                write_json(folder / GUARD, config.guard.model_dump(mode="json"))
             manifest = {
                 "labels": labels,
                 "fingerprint": fingerprint,

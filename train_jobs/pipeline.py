@@ -23,6 +23,7 @@ from cluster.errors import ConfigError, FirstlineError
 from cluster.files import write_json
 from cluster.progress import Report, stage
 from cluster.settings import Settings, load_settings
+from serve_app.guard.config import BUILT_IN, read_guard
 from serve_app.model.classifier import OnnxClassifier
 from train_jobs import calibrate, card, compress, dapt, data, distill, finetune, gate, recipe
 from train_jobs.compress import CompressConfig
@@ -142,7 +143,8 @@ def _bundle(
         anywhere=second,
         extras=[compressed.path / compress.PARITY, compressed.path / "parity.png",
                 calibrated.diagram,
-                card.write(role, compressed, calibrated, anywhere, dataset, recipe)],
+                card.write(role, compressed, calibrated, anywhere, dataset, recipe),
+                *([dataset.guard] if dataset.guard else [])],
     )  # fmt: skip
 
 
@@ -274,6 +276,7 @@ def parse(arguments: list[str] | None = None) -> PipelineConfig:
     parser.add_argument("--certify-share", type=float, help="of the rows not in the test split")
     parser.add_argument("--limits", type=Path, help="JSON of the gate's limits")
     parser.add_argument("--accept", action="store_true", help="a poor pair, with warnings")
+    parser.add_argument("--guard", type=Path, help="guard.json of the site")
     parser.add_argument("--num-workers", type=int, default=1)
     given = parser.parse_args(arguments)
     return configure(**vars(given))
@@ -295,6 +298,7 @@ def configure(
     limits: Path | None = None,
     accept: bool = False,
     num_workers: int = 1,
+    guard: Path | None = None,
 ) -> PipelineConfig:
     """The few options that users set -> the configuration; None leaves a default."""
     if num_workers < 1:
@@ -317,6 +321,7 @@ def configure(
             label_column=label_column,
             test=test,
             unlabelled=tuple(unlabelled or ()),
+            guard=read_guard(guard) if guard else BUILT_IN,
             **given(certify_share=certify_share),
         ),
         dapt=DaptConfig(base=base, **given(epochs=dapt_epochs)),

@@ -221,9 +221,9 @@ def run(
 
     cpus, gpus = fit_resources(compute)
     with new_folder(out) as folder, relayed(report) as board:
-        task: Any = ray.remote(
-            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": WORKER_ENV}
-        )(_probed)
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": WORKER_ENV})(
+            _probed
+        )
         first: dict[str, float] = ray.get(
             task.remote(str(encoder), str(dataset.path), str(folder), config, settings.seed, board)
         )

@@ -77,11 +77,13 @@ def _unused(
     release: Any, data: Path, text_column: str, label_column: str | None, drop_used: bool
 ) -> list[Any]:
     """The rows of a file that made nothing of the release."""
+    from serve_app.guard.config import guard_config
     from train_jobs.data import read_messages
     from tune.certificate.recertify import require_unused, used_rows
 
     notes = Counter[str]()
-    rows = read_messages(data, text_column, label_column, notes)
+    guard = guard_config(release.guard)
+    rows = read_messages(data, text_column, label_column, notes, guard=guard)
     used = used_rows(release, [row.key for row in rows])
     if not drop_used:
         require_unused(release, used, len(rows), data)

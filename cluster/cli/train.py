@@ -38,6 +38,9 @@ def train(
     accept: Annotated[
         bool, typer.Option("--accept", help="Take a pair of poor quality, with warnings.")
     ] = False,
+    guard: Annotated[
+        Path | None, typer.Option(help="guard.json: what is harmless here (docs/guard.md).")
+    ] = None,
     num_workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     submit: Submit = False,
     as_json: Json = False,
@@ -55,7 +58,7 @@ def train(
         data=data, text_column=text_column, label_column=label_column, test=test,
         unlabelled=unlabelled, base=base, epochs=epochs, dapt_epochs=dapt_epochs, minutes=minutes,
         student_layers=student_layers, certify_share=certify_share, limits=limits,
-        accept=accept, num_workers=num_workers,
+        accept=accept, num_workers=num_workers, guard=guard,
     )  # fmt: skip
     result = run(config, settings)
     if as_json:

@@ -48,8 +48,9 @@ from serve_app.decide.answered import Answered
 from serve_app.decide.cost import Prices
 from serve_app.decide.explain import Alternative, Explanation, blinded, preview
 from serve_app.decide.policy import RouterPolicy
-from serve_app.errors import EmptyTextsError, OverloadedError, UnansweredError
+from serve_app.errors import EmptyTextsError, OverloadedError, RefusedError, UnansweredError
 from serve_app.guard.prepare import prepare
+from serve_app.request_limits import MAX_REQUEST_CHARS
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class Answerer:
         """One Answered per raw text, in order; all, or an error.
 
         Raises:
-            EmptyTextsError, OverloadedError, UnansweredError, AuditError
+            EmptyTextsError, OverloadedError, RefusedError, UnansweredError, AuditError
         """
         timer = Timer.started(self._clock, caller.deadline_s)
         size = sum(map(len, texts))
@@ -203,6 +204,13 @@ class Answerer:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     async def _prepared(self, texts: Sequence[str], size: int, timer: Timer) -> list[Work]:
+        if size > MAX_REQUEST_CHARS:
+            raise RefusedError(
+                413,
+                "too_large",
+                f"The texts have {size:,} characters together, and a request may have "
+                f"{MAX_REQUEST_CHARS:,}. Send them in several requests, or as a job.",
+            )
         if size > _INLINE_CHARS:
             # What would be refused is not prepared first: lists that come again at once kept the
             # router from those that it had taken. A short one may be in the cache.

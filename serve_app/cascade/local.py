@@ -10,7 +10,7 @@ from serve_app.cascade.work import Work
 from serve_app.decide.cost import Prices
 from serve_app.decide.explain import Explanation, load_alternatives
 from serve_app.decide.policy import policy_of
-from serve_app.guard.prepare import prepare
+from serve_app.guard.prepare import prepare, redactor_of
 from serve_app.model.golden import TierModel
 
 
@@ -22,7 +22,7 @@ def explain_locally(release: Release, text: str) -> Explanation:
         DataError: the text has no visible character.
         ReleaseError: the policy or the alternatives cannot be used.
     """
-    message = prepare(text)
+    message = prepare(text, redactor_of(release.guard))
     if not message.text:
         raise DataError("The text has no visible character. Give one that has.")
     policy, alternatives = policy_of(release), load_alternatives(release.path)

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final, Generic, NoReturn, NotRequired, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 from cluster.errors import DataError, ServiceError
 from serve_app.client.exchange import Call, Reply, json_call
-from serve_app.request_limits import MAX_TEXTS, fault_of
+from serve_app.request_limits import MAX_REQUEST_CHARS, MAX_TEXTS, fault_of
 
 _MOST_SHOWN: Final = 10
 T = TypeVar("T")
@@ -113,7 +112,7 @@ def _check(texts: Sequence[str]) -> None:
     """A list of more than one request, before the first of them is paid; one alone is answered by
     the service as a whole, or not at all.
     """
-    if len(texts) <= MAX_TEXTS:
+    if len(texts) <= MAX_TEXTS and sum(map(_size, texts)) <= MAX_REQUEST_CHARS:
         return
     faults = [(at, fault) for at, text in enumerate(texts) if (fault := fault_of(text))]
     if faults:
@@ -134,10 +133,24 @@ def batches(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
         listed(texts)
     if isinstance(texts, Sequence):
         _check(texts)
-    rest, first = iter(texts), 0
-    while batch := list(islice(rest, MAX_TEXTS)):
+    batch: list[str] = []
+    first = characters = 0
+    for text in texts:
+        if batch and characters + _size(text) > MAX_REQUEST_CHARS:
+            yield first, batch
+            first, batch, characters = first + len(batch), [], 0
+        batch.append(text)
+        characters += _size(text)
+        if len(batch) == MAX_TEXTS:
+            yield first, batch
+            first, batch, characters = first + len(batch), [], 0
+    if batch:
         yield first, batch
-        first += len(batch)
+
+
+def _size(text: object) -> int:
+    """In characters; what is no text has none, and is refused elsewhere."""
+    return len(text) if isinstance(text, str) else 0
 
 
 def parsed(plan: ApiCall[T], reply: Reply) -> T:

@@ -83,6 +83,7 @@ def describe(release: Release) -> dict[str, Any]:
         "policy": dict(release.policy),
         "certificate": dict(release.certificate),
         "prices": dict(release.prices),
+        "guard": None if release.guard is None else dict(release.guard),
         "alternatives": [item.model_dump() for item in load_alternatives(release.path)],
         "warnings": list(warnings_of(*manifests)),
         "manifest": release.manifest.model_dump(mode="json"),

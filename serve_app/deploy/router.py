@@ -14,6 +14,7 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -53,6 +54,7 @@ from serve_app.deploy.wiring import (
     store_of,
     within,
 )
+from serve_app.guard.prepare import prepare, redactor_of
 from serve_app.http.idempotency import Idempotency
 from serve_app.http.open_inference import add_v2
 from serve_app.http.routes import create_api
@@ -168,6 +170,7 @@ class Router:
             clock=time.monotonic,
             now=time.time,
             pool=self._pool,
+            prepare=partial(prepare, redactor=redactor_of(card.get("guard"))),
             explore_share=self._args.explore_share,
             draw=DRAW,
         )

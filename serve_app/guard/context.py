@@ -14,7 +14,8 @@ Spans = Iterator[tuple[int, int]]
 FILL = (
     r"(?:[\s:=#.,;\"'()<>*-]|\b(?:is|was|are|as|for|my|with|you|guys|your|the|this|that|of|at|here|"
     r"it|its|in|on|question|follows|reads|below|and|please|bank|number|no|s|to|me|have|has|changed|"
-    r"new|old|again|actually)\b){0,16}"
+    r"new|old|again|actually|ist|lautet|est|es|é|è|jest|är|er|o|meu|le|el|la|mon|mi|nr|nummer|"
+    r"número|numéro|numero|nº)\b){0,16}"
 )
 START = r"(?<![\w\[])"  # of a context word; a placeholder is none
 NUMBER_WORD = r"(?:numbers?|nos?\b|nr\b|num\b|ids?\b|code|ref(?:erence)?\b|#)"
@@ -33,7 +34,8 @@ _DATE_OR_TIME = re.compile(
 _REFERENCE = re.compile(
     r"(?:\b(?:order|reference|ref|invoice|tracking|parcel|package|shipment|delivery|ticket|case|"
     r"transaction|booking|confirmation|receipt|claim|serial|model|item|product|sku|version|"
-    r"voucher|coupon|isbn|barcode)s?\b(?:\W|number|num|no|nr|id|code|is|was|the|my)*|[$£€¥₹]\s?)$",
+    r"voucher|coupon|isbn|barcode|imei|device|timestamp)s?\b"
+    r"(?:\W|number|num|no|nr|id|code|is|was|the|my)*(?:\d{4}[ -]){0,4}|[$£€¥₹]\s?)$",
     re.I,
 )
 _LOOK_BACK = 40  # characters before a number in which the word that names it is looked for
@@ -47,7 +49,9 @@ def is_reference(text: str, start: int) -> bool:
 def ascii_view(text: str) -> str:
     """The text with one character for each of its own: digits of any script and dashes of any
     length become ASCII."""
-    return text if text.isascii() else "".join(map(_ascii_like, text))
+    if text.isascii():
+        return text
+    return text.translate({ord(c): _ascii_like(c) for c in set(text) if not c.isascii()})
 
 
 def _ascii_like(character: str) -> str:

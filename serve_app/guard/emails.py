@@ -44,6 +44,18 @@ _CALLED_EMAIL = re.compile(
 _MAYBE = re.compile(r"@| at[ -][\w-]+(?: ?\.|[ (\[{<*_-]+dot\b)|[(\[{<*_-] ?at ?[)\]}>*_-]", re.I)
 
 
+def may_have_email(lowered: str) -> bool:
+    """Whether a text in small letters has an at-sign, or an "at" that may stand for one.
+
+    Spelled out, since every message comes through here: a loop over the signs takes twice as long.
+    """
+    return (
+        "@" in lowered or " at" in lowered or "(at" in lowered or "[at" in lowered
+        or "{at" in lowered or "<at" in lowered or "*at" in lowered or "_at" in lowered
+        or "-at" in lowered
+    )  # fmt: skip
+
+
 def emails(text: str) -> Spans:
     if _MAYBE.search(text) is None:
         return

@@ -5,6 +5,7 @@ a mistyped number is still somebody's.
 """
 
 import re
+from functools import cache
 from typing import Final
 
 from stdnum import iban, luhn
@@ -17,9 +18,23 @@ from serve_app.guard.context import FILL, NUMBER_WORD, START, Spans, is_referenc
 _RUN = re.compile(r"\d(?:[ ./_-]{0,3}\d)*")
 _GROUP = re.compile(r"\d+")
 _PAN_LENGTHS = range(13, 20)  # ISO/IEC 7812-1
-# What payment cards start with. Asked only of a number inside a longer run of digits, where there
-# are many places to look and each has one chance in ten of a right checksum.
-_ISSUER = re.compile(r"[3456]|2[2-7]")
+# The issuers' prefixes and lengths (ISO/IEC 7812; Visa, Mastercard, Mir, American Express, Diners,
+# JCB, Discover, RuPay, UnionPay, Maestro). One number in ten has a right checksum by chance, and an
+# order's or a time's has seldom such a prefix.
+_ISSUED = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})"
+    r"|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}"
+    r"|220[0-4]\d{12,15}|3[47]\d{13}|(?:30[0-59]|3[689]\d)\d{11}|35(?:2[89]|[3-8]\d)\d{12}"
+    r"|(?:6011|64[4-9]\d|65\d\d|60\d\d|508\d|62\d\d)\d{12,15}"
+    r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{8,15}"
+)
+_MAY_START = re.compile(r"[3456]|2[2-7]")
+_CARD_WORD = re.compile(
+    r"cards?\b|visa|master ?card|amex|american express|maestro|discover|cvv|cvc|exp(?:ir|\b)|"
+    r"\bpan\b",
+    re.I,
+)
+_NEAR = 60  # characters around a number in which a card's word is looked for
 # "4111 then 1111 then ...", "4111, 1111, ...": the groups of a card with anything short between.
 _SPELLED: Final = (
     re.compile(r"(?<!\d)(?=(?P<value>\d{4}(?:\D{1,20}\d{4}){3}(?!\d)))"),
@@ -46,8 +61,9 @@ def cards(text: str) -> Spans:
         if run.end() - run.start() < _PAN_LENGTHS.start:
             continue
         digits = _digits(run.group())
-        if len(digits) in _PAN_LENGTHS and digits[0] != "0" and luhn.is_valid(digits):
-            yield run.span()
+        if len(digits) in _PAN_LENGTHS and luhn.is_valid(digits):
+            if _is_believed(text, digits, *run.span()):
+                yield run.span()
         else:
             yield from _cards_within(text, [m.span() for m in _GROUP.finditer(text, *run.span())])
     for pattern in _SPELLED:
@@ -59,7 +75,17 @@ def cards(text: str) -> Spans:
 
 def _is_card(text: str) -> bool:
     digits = _digits(text)
-    return _ISSUER.match(digits) is not None and luhn.is_valid(digits)
+    return _ISSUED.fullmatch(digits) is not None and luhn.is_valid(digits)
+
+
+def _is_believed(text: str, digits: str, start: int, end: int) -> bool:
+    """A number whose checksum is right: of an issuer and not called an order, or beside a card's
+    word."""
+    if _CARD_WORD.search(text, max(0, start - _NEAR), end + _NEAR) is not None:
+        return digits[0] != "0"
+    if _ISSUED.fullmatch(digits) is None:
+        return False
+    return end - start > len(digits) or not is_reference(text, start)
 
 
 def _cards_within(text: str, groups: list[tuple[int, int]]) -> Spans:
@@ -76,14 +102,14 @@ def _cards_within(text: str, groups: list[tuple[int, int]]) -> Spans:
 
 def _card_end(text: str, groups: list[tuple[int, int]], first: int) -> int | None:
     """The last group of a card that starts with group `first`, or None."""
-    if not _ISSUER.match(text, groups[first][0]):
+    if not _MAY_START.match(text, groups[first][0]):
         return None
     digits = ""
     for last in range(first, len(groups)):
         digits += text[slice(*groups[last])]
         if len(digits) >= _PAN_LENGTHS.stop:
             break
-        if len(digits) in _PAN_LENGTHS and luhn.is_valid(digits):
+        if len(digits) in _PAN_LENGTHS and luhn.is_valid(digits) and _ISSUED.fullmatch(digits):
             return last
     return None
 
@@ -97,7 +123,7 @@ def _digits(text: str) -> str:
 _IBAN = re.compile(r"(?<![a-z0-9])[a-z]{2}[ ._-]{0,3}\d{2}(?:[ ._-]{0,3}[a-z0-9]){11,30}", re.I)
 _IBAN_END = re.compile(r"[a-z0-9](?![a-z0-9])", re.I)
 _IBAN_SEPARATORS = str.maketrans("", "", " ._-")
-_SHORTEST_IBAN: Final = 15
+_STRUCTURE = re.compile(r"(\d+)!?[nace]")  # such as 4!a6!n8!n, after country and check digits
 
 
 def ibans(text: str) -> Spans:
@@ -105,17 +131,27 @@ def ibans(text: str) -> Spans:
     at = 0
     while match := _IBAN.search(text, at):
         start, at = match.start(), match.start() + 2
-        for last in reversed(list(_IBAN_END.finditer(text, start, match.end()))):
-            if _is_iban(text[start : last.end()].translate(_IBAN_SEPARATORS).upper()):
-                yield start, last.end()
-                at = last.end()
+        length = _iban_length(text[start:at].upper())
+        if not length:
+            continue
+        for last in _IBAN_END.finditer(text, start, match.end()):
+            compact = text[start : last.end()].translate(_IBAN_SEPARATORS).upper()
+            if len(compact) >= length:
+                if len(compact) == length and _is_iban(compact):
+                    yield start, last.end()
+                    at = last.end()
                 break
+
+
+@cache
+def _iban_length(country: str) -> int:
+    """Of all of a country's IBANs, as python-stdnum's registry has it; 0 where there are none."""
+    structure = iban._ibandb.info(country)[0][1].get("bban", "")
+    return 4 + sum(map(int, _STRUCTURE.findall(structure))) if structure else 0
 
 
 def _is_iban(compact: str) -> bool:
     """Of its country's length and structure; the check digits may be wrong."""
-    if len(compact) < _SHORTEST_IBAN:
-        return False
     right = compact[:2] + iban.calc_check_digits(compact) + compact[4:]
     return bool(iban.is_valid(right, check_country=False))
 
@@ -166,7 +202,7 @@ _ACCOUNTS: Final = (
         re.I,
     ),
     re.compile(
-        rf"{START}(?P<value>\d(?:[ -]?\d){{4,33}}){FILL}{_HOLDER}\.? (?:number|num|id)\b", re.I
+        rf"{START}(?P<value>\d(?:[ -]?\d){{4,33}}+){FILL}{_HOLDER}\.? (?:number|num|id)\b", re.I
     ),
     # Without "number": six digits in one piece, and no sum of money.
     re.compile(

@@ -12,7 +12,9 @@ _TRUNK_REGIONS = ("GB", "AU", "FR", "DE")
 _OPEN_REGIONS = ("US", "IN")
 _RUN = re.compile(r"[+(]{0,2}\d(?:[ ./()-]{0,3}\d){6,}")
 _LONGEST = 15  # digits, E.164; a longer run holds several numbers, of either sort
-_DIGIT = re.compile(r"\d")
+# Seconds or milliseconds since 1970, of the years 2017 to 2033: an Indian landline's digits.
+_EPOCH = re.compile(r"1[5-9]\d{8}(?:\.?\d{3,6})?(?!\d)")
+_GROUP = re.compile(r"\d+")
 # Written as nothing else is; fictional ranges and mistyped ones too.
 _SHAPED: Final = (
     re.compile(  # 202-555-0143, (202) 555-0143, 1 202 555 0143
@@ -27,7 +29,7 @@ _SHAPED: Final = (
     re.compile(r"(?<![\w+])(?P<value>(?:\+|00)[1-9](?:[ ./()-]{0,3}\d){7,14})(?!\d)"),
 )
 _IN_CONTEXT = re.compile(
-    rf"{START}(?:(?:tele|cell ?)?phone|tel|mobile|mob|cell|whats ?app|landline|fax|handy|"
+    rf"{START}(?:(?:tele|cell ?)?phone|tel|mobile|mob|cell|whats ?app|landline|fax|handy|wa\.me/|"
     r"(?:contact|my|best|home|work|office|daytime|evening|new|old) (?:number|no|num)|"
     r"(?:call|ring|text|reach|phone|contact|dial|sms|message)(?: (?:me|us|him|her))?(?: back)?"
     r"(?: (?:on|at))?)\b"
@@ -67,12 +69,17 @@ def _as_libphonenumber_sees(text: str, start: int, end: int) -> Spans:
     offset = max(0, start - 1)
     around = text[offset : end + 1]
     leniency = phonenumbers.Leniency.POSSIBLE if "+" in around else phonenumbers.Leniency.VALID
-    for region in _regions(_DIGIT.findall(around)):
+    for region in _regions(_GROUP.findall(around)):
         matcher = phonenumbers.PhoneNumberMatcher(around, region, leniency)
-        yield from ((offset + match.start, offset + match.end) for match in matcher)
+        for match in matcher:
+            if not _EPOCH.match(text, offset + match.start):
+                yield offset + match.start, offset + match.end
 
 
-def _regions(digits: list[str]) -> tuple[str, ...]:
-    if len(digits) > _LONGEST:
-        return _TRUNK_REGIONS + _OPEN_REGIONS
-    return _TRUNK_REGIONS if digits[0] == "0" else _OPEN_REGIONS
+def _regions(groups: list[str]) -> tuple[str, ...]:
+    """Args: groups: of digits; a national number starts with one of them."""
+    if sum(map(len, groups)) <= _LONGEST:
+        groups = groups[:1]
+    trunk = any(group[0] == "0" for group in groups)
+    other = any(group[0] != "0" for group in groups)
+    return _TRUNK_REGIONS * trunk + _OPEN_REGIONS * other

@@ -145,10 +145,10 @@ _UNIT_BEFORE: Final = re.compile(rf"{_UNIT},? $", re.I)
 _LOOK_BACK: Final = 20
 
 
-def addresses(text: str) -> Spans:
-    lowered = text.lower()
+def addresses(text: str, lowered: str) -> Spans:
+    """Args: lowered: the text in small letters."""
     for hints, pattern in _ADDRESSES:
-        if any(hint in lowered for hint in hints):
+        if any(map(lowered.__contains__, hints)):
             yield from (_with_unit(text, *span) for span in values(pattern, text))
     for gate, pattern in _CODES:
         if gate.search(text):
@@ -164,17 +164,41 @@ def _with_unit(text: str, start: int, end: int) -> tuple[int, int]:
 # ---- dates of birth -----------------------------------------------------------------------------
 
 _MONTH = (
-    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
-    r"sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+    r"(?:jan(?:uary|uar|vier|uari|eiro)?|ene(?:ro)?|gennaio|styczni\w|feb(?:ruary|ruar|rero|braio|"
+    r"ruari)?|f[ée]v(?:rier|ereiro)?|lut\w{2,5}|mar(?:ch|s|zo|ço|t|ca)?|märz|maart|marzec|apr(?:il|ile|iel)?|"
+    r"avr(?:il)?|abr(?:il)?|kwietnia|ma[iyjg]o?|maggio|maja|june?|juni|juin|junio|giugno|junho|"
+    r"czerwca|july?|juli|juil(?:let)?|julio|luglio|julho|lipca|aug(?:ust|ustus|usti)?|ao[ûu]t|"
+    r"agosto|sierpnia|sep(?:t(?:ember|embre|iembre)?)?|settembre|setembro|wrze[śs]nia|o[ck]t(?:ober|"
+    r"obre|ubre)?|ottobre|outubro|pa[źz]dziernika|nov(?:ember|embre|iembre|embro)?|listopada|"
+    r"d[eéi][czs](?:ember|embre|iembre|embro)?|grudnia)\.?"
 )
-_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
+_DAY = r"\d{1,2}(?:st|nd|rd|th|er|\.|º)?"
 _DATE = (
     r"(?:\d{1,4}[ ./-]{1,2}\d{1,2}[ ./-]{1,2}\d{2,4}|"
-    rf"{_DAY}(?: of)?[ -]{_MONTH},?[ -]\d{{2,4}}|{_MONTH} {_DAY},? \d{{2,4}}|\d{{8}})(?!\d)"
+    rf"{_DAY}(?: (?:of|de))?[ -]{_MONTH},?(?: de)?[ -]\d{{2,4}}|{_MONTH} {_DAY},? \d{{2,4}}|"
+    r"\d{8})(?!\d)"
 )
-_BIRTH = r"(?:born|d\.? ?o\.? ?b\b|date of birth|birth ?da(?:te|y))"
-_BORN: Final = re.compile(rf"{START}{_BIRTH}\b\.?{FILL}(?P<value>{_DATE})", re.I)
+_BIRTH = (
+    r"(?:born|d\.? ?o\.? ?b|date of birth|birth ?da(?:te|y)|geboren|geb(?=\.)|"
+    r"geburtsdatum|geburtstag|"
+    r"n[ée]e? le|naissance|nac(?:í|i|ido|ida)|nacimiento|nat[oa]|nascita|geboortedatum|nasci|"
+    r"nascid[oa]|nascimento|urodz(?:on[ya]|iłem|iłam)|urodzenia|f[öøo]dd?t?|f[öø]delse(?:s)?dat(?:um|o)|"
+    r"fødselsdato|fødselsdag|syntyn(?:yt|eet)|syntymäaika)"
+)
+_ON = (
+    r"(?:[\s:=.,-]|\b(?:am|le|el|il|em|op|den|d|dnia|in|ist|est|es|é|è|jest|er|är|was|war)\b){0,6}"
+)
+_BORN: Final = (
+    re.compile(rf"{START}{_BIRTH}\b\.?(?:{FILL}{_ON})(?P<value>{_DATE})", re.I),
+    re.compile(rf"(?<![\w.,/-])(?P<value>{_DATE}) (?:in [\w-]{{1,30}} )?{_BIRTH}\b", re.I),
+)
+_BORN_HINTS: Final = (
+    "born", "birth", "ob", "o.b", "o b", "geb", "naissance", "né", "nee", "nac", "nat", "nasc",
+    "urodz", "föd", "fød", "fod", "synt",
+)  # fmt: skip
 
 
-def birth_dates(text: str) -> Spans:
-    return values(_BORN, text)
+def birth_dates(text: str, lowered: str) -> Spans:
+    if any(map(lowered.__contains__, _BORN_HINTS)):
+        for pattern in _BORN:
+            yield from values(pattern, text)

@@ -1,6 +1,7 @@
 """The guard: recall by kind and spelling, false alarms on real messages, and what it costs.
 
     python -m tests.bench.guard --data test.csv --text text      (--data: as often as you like)
+    python -m tests.bench.guard --cost [--data test.csv]          what it costs alone
 
 Recall is counted on the held-out corpus of tests/support/planted_held_out.py, planted in its own
 carriers and, where data is given, in real messages. A message counts as pinned if anything was
@@ -23,21 +24,25 @@ from cluster.settings import load_settings
 from serve_app.guard.pii import redact
 from serve_app.guard.prepare import normalise, prepare
 from tests.bench.rows import Row, publish
-from tests.support.planted import DEV, Corpus, Planted, plant, survives
+from tests.support.planted import DEV, HARMLESS, Corpus, Planted, harmless, plant, survives
 from tests.support.planted_held_out import HELD_OUT
 
 SEED: Final = 2027
 MESSAGES: Final = 10_000
 MUST_RECALL: Final = 0.98
-MUST_FALSE_PER_1000: Final = 1.0
+MUST_FALSE_PER_1000: Final = 3.0
+MUST_HARMLESS_PER_1000: Final = 10.0
 MUST_P50_US: Final = 100.0
 MUST_WORST_MS: Final = 100.0
 _REPEATS: Final = 5
 _LONGEST: Final = 10_000  # characters, as the service admits
+_HUNDRED: Final = 100
+_SPEED_TEXTS: Final = 3_000
 HOSTILE: Final = (
     "1", "1 ", "0-", "aa11 ", "GB82 WEST 1234 ", "98765 43210 x ", "+1 ", "a@", "a at b dot ",
     "(at)", "_at_", "- at ", "* ", "ssn it's ", "account is my ", "12 Aa Aa ", "my address is ",
-    "a", "a ",
+    "a", "a ", "\ufdfa", "%40", "%2540", "&#49;", "=34", "\\u0031", "password is ", "the code is ",
+    "4111 1111 1111 1111 ", "rue de la ", "seed phrase ", "-----BEGIN PRIVATE KEY----- ",
 )  # fmt: skip
 
 
@@ -101,6 +106,14 @@ def _false_row(name: str, alarms: int, rows: int) -> Row:
     )
 
 
+def _harmless_row(kind: str) -> Row:
+    found = sum(bool(redact(text)[1]) for text in harmless(kind, 1000, SEED))
+    # A bare number is an order's or a customer's: nobody can tell, so nothing is promised of it.
+    must = None if kind == "bare" else MUST_HARMLESS_PER_1000
+    ok = must is None or found <= must
+    return Row(f"found per 1,000 {kind} numbers", found, None, None, f"<= {must}", ok)
+
+
 def _p50_us(texts: Sequence[str]) -> float:
     taken = []
     for text in texts:
@@ -110,24 +123,50 @@ def _p50_us(texts: Sequence[str]) -> float:
     return median(taken)
 
 
+def _prepare_ms(text: str) -> float:
+    started = time.process_time()
+    prepare(text)
+    return 1000 * (time.process_time() - started)
+
+
 def _worst_ms() -> tuple[float, str]:
     """The slowest hostile text of the longest length, in CPU time, and its unit."""
 
     def taken(unit: str) -> float:
-        text = ("12 " + unit * _LONGEST)[: _LONGEST - 6] + " 12345"
-        started = time.process_time()
-        prepare(text)
-        return 1000 * (time.process_time() - started)
+        return _prepare_ms(("12 " + unit * _LONGEST)[: _LONGEST - 6] + " 12345")
 
     return max((min(taken(unit) for _ in range(3)), unit) for unit in HOSTILE)
 
 
+def _of_hundred(texts: Sequence[str]) -> list[str]:
+    """Messages of 100 characters: the texts in a row, cut at spaces, none with half a number."""
+    row = " ".join(texts)
+    cut = []
+    while len(row) > 2 * _HUNDRED:
+        end = row.rfind(" ", 0, _HUNDRED + 1)
+        cut.append(row[: end if end > 0 else _HUNDRED])
+        row = row[len(cut[-1]) + 1 :]
+    return [text for text in cut if len(text) > _HUNDRED - 20]
+
+
 def _speed_rows(texts: Sequence[str]) -> Iterator[Row]:
-    texts = [normalise(text) for text in texts]
-    digits = [text for text in texts if any(map(str.isdecimal, text))]
-    for name, chosen in (("a message", texts), ("a message with digits", digits)):
+    texts = [normalise(text) for text in texts[:_SPEED_TEXTS]]
+    hundred = _of_hundred(texts)
+    digits = [text for text in hundred if any(map(str.isdecimal, text))]
+    for name, chosen in (
+        ("a message", texts),
+        ("a message of 100 characters", hundred),
+        ("a message of 100 characters with digits", digits),
+    ):
         p50 = median(_p50_us(chosen) for _ in range(_REPEATS)) if chosen else 0.0
         yield Row(f"p50 of {name}, us", p50, None, None, f"<= {MUST_P50_US:g}", p50 <= MUST_P50_US)
+    for size in (10_000, 100_000, 1_000_000):
+        text = (" ".join(texts) * (size // 10_000 + 1))[:size]
+        taken = min(_prepare_ms(text) for _ in range(3))
+        per = 1000 * taken / size
+        yield Row(
+            f"ns per character of {size:,} of messages", 1000 * per, None, None, "linear", True
+        )
     worst, unit = _worst_ms()
     wanted = f"<= {MUST_WORST_MS:g} ({unit!r})"
     yield Row(f"worst of {_LONGEST} characters, ms", worst, None, None, wanted,
@@ -145,6 +184,7 @@ def bench(data: dict[str, list[str]], home: Path) -> bool:
     rows += list(_recall_rows("unfair spellings", recall(HELD_OUT, fair=False), None))[:1]
     alarms = {name: false_alarms(texts) for name, texts in data.items()}
     rows += [_false_row(name, len(found), len(data[name])) for name, found in alarms.items()]
+    rows += [_harmless_row(kind) for kind in HARMLESS]
     rows += _speed_rows(real or [planted.rest for planted in plant(DEV, 2000, SEED)])
     for name, found in alarms.items():
         print(*(f"{name}: {kinds}: {text}" for kinds, text in found), sep="\n")
@@ -160,8 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.guard", description=__doc__)
     parser.add_argument("--data", type=Path, action="append", default=[], help="CSV of messages")
     parser.add_argument("--text", default="text", help="its column")
+    parser.add_argument("--cost", action="store_true", help="what it costs alone")
     given = parser.parse_args(arguments)
     data = {f"{path.parent.name}/{path.name}": _read(path, given.text) for path in given.data}
+    if given.cost:
+        texts = [text for found in data.values() for text in found]
+        print(*_speed_rows(texts or [planted.rest for planted in plant(DEV, 2000, SEED)]), sep="\n")
+        return 0
     return 0 if bench(data, load_settings().home) else 1
 
 

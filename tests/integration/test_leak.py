@@ -29,7 +29,7 @@ from cluster.audit.records import AuditRecord
 from cluster.releases import load_release
 from cluster.settings import Settings
 from serve_app.deploy.config import BudgetConfig, CloudConfig, ServeConfig, TierConfig
-from serve_app.guard.pii import PiiKind
+from serve_app.guard.config import PiiKind
 from serve_app.guard.prepare import prepare
 from serve_app.service import lifecycle, process
 from serve_app.service.state import ServiceInfo

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from stdnum import iban, luhn
+from stdnum.util import get_cc_module
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,204 @@ _MONTHS: Final = (
 )  # fmt: skip
 
 
+# ---- encodings ----------------------------------------------------------------------------------
+
+Encode = Callable[[str], str]
+_SAFE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
+
+
+def escaped(form: str, every: bool = False) -> Encode:
+    """Args: form: `{b:02X}` of each UTF-8 byte, or `{c}` of each code point; every: letters too."""
+
+    def encode(text: str) -> str:
+        def of(character: str) -> str:
+            if character in _SAFE and not every:
+                return character
+            if "{b" in form:
+                return "".join(form.format(b=byte) for byte in character.encode())
+            return form.format(c=ord(character))
+
+        return "".join(map(of, text))
+
+    return encode
+
+
+def named_entities(names: Mapping[str, str]) -> Encode:
+    return lambda text: "".join(f"&{names[c]};" if c in names else c for c in text)
+
+
+def then(*steps: Encode) -> Encode:
+    def encode(text: str) -> str:
+        for step in steps:
+            text = step(text)
+        return text
+
+    return encode
+
+
+def in_code(make: Make, encode: Encode) -> Make:
+    """The value as encoded; neither it nor what it stands for may survive."""
+
+    def made(rng: random.Random) -> Value:
+        value = make(rng)
+        text = encode(value.text)
+        return Value(text, value.digits, (*value.words, compact(text)))
+
+    return made
+
+
+# ---- identity numbers and secrets ---------------------------------------------------------------
+
+
+def identity(country: str, module: str, *patterns: str) -> Make:
+    """Drawn until the country's checksum fits. `{d}`, `{m}`, `{y}`: a date of birth."""
+    known = get_cc_module(country, module)
+
+    def make(rng: random.Random) -> Value:
+        while True:
+            pattern = rng.choice(patterns)
+            day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(40, 99)
+            text = fill(rng, pattern.format(d=f"{day:02d}", m=f"{month:02d}", y=year))
+            if known.is_valid(text):
+                return Value(text, words=(compact(text),))
+
+    return make
+
+
+_TOKEN: Final = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz0123456789"
+
+
+def token(prefix: str, length: int, alphabet: str = _TOKEN) -> Make:
+    """A public prefix and so many random characters."""
+
+    def make(rng: random.Random) -> Value:
+        body = "".join(rng.choice(alphabet) for _ in range(length))
+        return Value(prefix + body, words=(compact(body),))
+
+    return make
+
+
+def one_of(*words: str) -> Make:
+    """A password of a list, all of it the secret."""
+
+    def make(rng: random.Random) -> Value:
+        text = rng.choice(words)
+        return Value(text, words=(compact(text),))
+
+    return make
+
+
+def private_key(label: str, join: str, lines: int = 4, end: bool = True) -> Make:
+    def make(rng: random.Random) -> Value:
+        body = ["".join(rng.choice(_TOKEN + "+/") for _ in range(64)) for _ in range(lines)]
+        closing = [f"-----END {label}-----"] if end else []
+        text = join.join([f"-----BEGIN {label}-----", *body, *closing])
+        return Value(text, words=tuple(map(compact, body)))
+
+    return make
+
+
+_BIP39: Final = [
+    "abandon",
+    "ability",
+    "able",
+    "about",
+    "above",
+    "absent",
+    "absorb",
+    "abstract",
+    "absurd",
+    "abuse",
+    "access",
+    "accident",
+    "acid",
+    "acoustic",
+    "acquire",
+    "across",
+    "act",
+    "action",
+    "actor",
+    "actress",
+    "actual",
+    "adapt",
+    "add",
+    "addict",
+    "address",
+    "adjust",
+    "gallery",
+    "game",
+    "gap",
+    "garage",
+    "garbage",
+    "garden",
+    "garlic",
+    "garment",
+    "gas",
+    "gasp",
+    "gate",
+    "gather",
+    "gauge",
+    "gaze",
+    "general",
+    "meadow",
+    "mean",
+    "measure",
+    "meat",
+    "mechanic",
+    "medal",
+    "media",
+    "melody",
+    "melt",
+    "member",
+    "memory",
+    "mention",
+    "menu",
+    "mercy",
+    "shoulder",
+    "shove",
+    "shrimp",
+    "shrug",
+    "shuffle",
+    "shy",
+    "sibling",
+    "sick",
+    "side",
+    "siege",
+    "sight",
+    "sign",
+    "silent",
+    "silk",
+    "silly",
+    "wolf",
+    "woman",
+    "wonder",
+    "wood",
+    "wool",
+    "word",
+    "work",
+    "world",
+    "worry",
+    "worth",
+    "wrap",
+    "wreck",
+    "wrestle",
+    "wrist",
+    "write",
+    "wrong",
+]
+
+
+def phrase(words: int, join: str = " ", numbered: bool = False) -> Make:
+    """A wallet's recovery phrase; three of its words in a row must not survive."""
+
+    def make(rng: random.Random) -> Value:
+        drawn = [rng.choice(_BIP39) for _ in range(words)]
+        shown = [f"{n}. {word}" for n, word in enumerate(drawn, 1)] if numbered else drawn
+        return Value(join.join(shown), words=(compact(join.join(shown[1:4])),))
+
+    return make
+
+
 # ---- the corpus to develop on -------------------------------------------------------------------
 
 _PEOPLE = ("marlon quigley", "tabitha oyelaran", "henrik vosloo", "priya natesan", "lukas brandl")
@@ -346,6 +545,109 @@ _BIRTHS = (
     ("slashes", birth_date("{d}/{m}/{y}")), ("ISO", birth_date("{y}-{m}-{d}")),
     ("in words", birth_date("{d} {month} {y}")), ("US, in words", birth_date("{month} {d}, {y}")),
 )  # fmt: skip
+_URL_PERCENT = (
+    "https://shop.example/reset?email={}",
+    "http://example.com/?lang=en&user={}&x=1",
+    "/login?next=%2Fhome&mail={}",
+)
+_EMAIL = email("{first}.{last}@{host}.{tld}", _PEOPLE, _HOSTS)
+_PHONE = number("+44 7700 900###", "+49 30 2345 6###", "+1 202 555 01##")
+_UPPER = escaped("%{b:02X}")
+_QUOTED = escaped("={b:02X}")
+_JSON = escaped("\\u{c:04x}")
+_DECIMAL, _HEX = escaped("&#{c};"), escaped("&#x{c:X};")
+_IN_CODE = (
+    ("percent", _EMAIL, _UPPER, _URL_PERCENT), ("percent, phone", _PHONE, _UPPER, _URL_PERCENT),
+    ("percent twice", _EMAIL, then(_UPPER, _UPPER), _URL_PERCENT),
+    ("percent three times", _EMAIL, then(_UPPER, _UPPER, _UPPER), _URL_PERCENT),
+    ("percent, IBAN", an_iban(" ", "DE GB FR"), _UPPER, ("iban={}&bic=X", "to={}")),
+    ("percent, every letter", _EMAIL, escaped("%{b:02x}", every=True), _URL_PERCENT),
+    ("entities", _EMAIL, _DECIMAL, ("{}", "<b>{}</b>", "from {} to you")),
+    ("entities, hexadecimal", _PHONE, _HEX, ("ring {}", "<i>{}</i>")),
+    ("entities, named", _EMAIL, named_entities({"@": "commat", ".": "period"}),
+     ("{}", "<b>{}</b>")),
+    ("entities, named, phone", _PHONE, named_entities({"+": "plus", " ": "nbsp"}), ("{}",)),
+    ("entities, no semicolon", _EMAIL, escaped("&#{c}"), ("<b>{}</b>", "mail {}")),
+    ("entities of entities", _EMAIL, then(_DECIMAL, lambda t: t.replace("&", "&amp;")), ("{}",)),
+    ("quoted-printable", _EMAIL, _QUOTED, ("From: {}", "reply {} =E2=82=AC5")),
+    ("quoted-printable, card", card(" ", 4, 16), _QUOTED, ("paid with {}",)),
+    ("JSON", _EMAIL, _JSON, ('{"email":"{}"}', '"user": "{}",')),
+    ("JSON, phone", _PHONE, _JSON, ('{"tel":"{}"}',)),
+    ("backslash x", _EMAIL, escaped("\\x{b:02x}"), ("b'{}'",)),
+    ("mailto", _EMAIL, lambda t: t, ("mailto:{}", "[mail](mailto:{}?cc=)")),
+    ("tel", _PHONE, lambda t: t.replace(" ", ""), ("tel:{}", '<a href="tel:{};ext=12">')),
+    ("tel, percent", _PHONE, _UPPER, ("tel={}", "tel:{}")),
+    ("full width in percent", card(" ", 4, 16, "\uff10"), _UPPER, ("card={}",)),
+)  # fmt: skip
+_IDENTITIES = (
+    ("US ITIN", identity("us", "itin", "9##-%#-####"), ("my ITIN is {}",)),
+    ("GB NHS", identity("gb", "nhs", "##########", "###-###-####"), ("NHS number {}", "NHS: {}")),
+    ("GB UTR", identity("gb", "utr", "##########"), ("my UTR is {}", "UTR number {}")),
+    ("CA SIN", identity("ca", "sin", "###-###-###"),
+     ("my SIN is {}", "social insurance number {}")),
+    ("AU TFN", identity("au", "tfn", "### ### ###"), ("my TFN: {}", "tax file no {}")),
+    ("IE PPS", identity("ie", "pps", "#######@"), ("my PPS is {}", "{}")),
+    ("FR NIR", identity("fr", "nir", "2 {y} {m} 69 ### ### ##"), ("numéro de sécu {}", "{}")),
+    ("DE IdNr", identity("de", "idnr", "## ### ### ###"),
+     ("meine Steuer-ID ist {}", "Steuernummer {}", "{}")),
+    ("ES DNI", identity("es", "dni", "########@", "########-@"), ("mi DNI: {}", "{}")),
+    ("ES NIE", identity("es", "nie", "X#######@"), ("mi NIE es {}", "{}")),
+    ("IT codice fiscale", identity("it", "codicefiscale", "@@@@@@{y}C##@###@"),
+     ("il codice fiscale è {}", "{}")),
+    ("NL BSN", identity("nl", "bsn", "#########"), ("mijn BSN is {}", "burgerservicenummer {}")),
+    ("IN Aadhaar", identity("in_", "aadhaar", "%### #### ####"), ("my aadhaar number is {}", "{}")),
+    ("IN PAN", identity("in_", "pan", "@@@P@####@"), ("my PAN is {}", "{}")),
+    ("PT NIF", identity("pt", "nif", "#########"), ("o meu NIF é {}", "contribuinte {}")),
+    ("PL PESEL", identity("pl", "pesel", "{y}{m}{d}#####"), ("mój PESEL: {}", "nr PESEL {}")),
+    ("PL NIP", identity("pl", "nip", "##########"), ("NIP: {}",)),
+    ("BR CPF", identity("br", "cpf", "###.###.###-##"), ("meu CPF é {}", "{}")),
+    ("AT SVNR", identity("at", "vnr", "####{d}{m}{y}"), ("Sozialversicherungsnummer: {}",)),
+    ("CH AHV", identity("ch", "ssn", "756.####.####.##"), ("AHV {}", "{}")),
+    ("BE NN", identity("be", "nn", "{y}.{m}.{d}-###.##"), ("NISS {}", "{}")),
+    ("DK CPR", identity("dk", "cpr", "{d}{m}{y}-####"), ("mit CPR-nummer er {}",)),
+    ("SE personnummer", identity("se", "personnummer", "{y}{m}{d}-####"),
+     ("mitt personnummer är {}", "{}")),
+    ("NO fødselsnummer", identity("no", "fodselsnummer", "{d}{m}{y}#####"),
+     ("mitt fødselsnummer er {}", "{}")),
+    ("FI HETU", identity("fi", "hetu", "{d}{m}{y}-###@"), ("henkilötunnukseni on {}", "{}")),
+    ("MX CURP", identity("mx", "curp", "@A@@{y}{m}{d}HDF@@@##"), ("mi CURP: {}", "{}")),
+)  # fmt: skip
+_BORN_ABROAD = (
+    ("German", birth_date("{d}.{m}.{y}"), ("geboren am {}", "mein Geburtsdatum ist {}")),
+    ("French", birth_date("{d}/{m}/{y}"), ("né le {}", "ma date de naissance est le {}")),
+    ("Spanish", birth_date("{d}/{m}/{y}"), ("nací el {}", "mi fecha de nacimiento es {}")),
+    ("Italian", birth_date("{d}.{m}.{y}"), ("nato il {}", "la mia data di nascita è {}")),
+    ("Dutch", birth_date("{d}-{m}-{y}"), ("ik ben geboren op {}", "geboortedatum: {}")),
+    ("Portuguese", birth_date("{d}-{m}-{y}"), ("nasci em {}", "data de nascimento: {}")),
+    ("Polish", birth_date("{d}.{m}.{y}"), ("urodzony {}", "data urodzenia {}")),
+    ("Nordic", birth_date("{d}.{m}.{y}"), ("født {}", "fødselsdato {}", "syntynyt {}")),
+)  # fmt: skip
+_SECRETS = (
+    ("password", one_of("hunter2", "S3cret!pass", "green-Tomato7", "letmein99", "Passw0rd"), (
+        "my password is {}", "password: {}", "Passwort {}", "the pw is {}", "pwd: {}",
+        "mi contraseña es {}", "mon mot de passe est {}", "wachtwoord: {}",
+    )),
+    ("password of a word", one_of("sommerregen", "tomatosoup"), (
+        "my password is {}", "password: {}", "I set the password to {}",
+    )),
+    ("code", number("######", "#### ##"), (
+        "the verification code you sent is {}", "verification code {}", "my OTP is {}",
+        "the code you sent me, {}, does not work", "SMS code: {}", "{} is my verification code",
+        "your code is {}", "der Bestätigungscode lautet {}",
+    )),
+    ("GitHub", token("ghp_", 36), ()), ("Stripe", token("sk_live_", 24), ()),
+    ("Slack", token("xoxb-", 40), ()),
+    ("AWS", token("AKIA", 16, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"), ()),
+    ("OpenAI", token("sk-proj-", 48), ()), ("Google", token("AIza", 35), ()),
+    ("GitLab", token("glpat-", 20), ()), ("PyPI", token("pypi-AgEIcHlwaS5vcmc", 60), ()),
+    ("Shopify", token("shpat_", 32, "0123456789abcdef"), ()),
+    ("JSON Web Token", token("eyJhbGciOiJub25lIn0.eyJ", 30), ("{}.", "Bearer {}.c2ln")),
+    ("named", token("", 40), ("my api key: {}", "token={}", "the secret key is {}")),
+    ("private key", private_key("PRIVATE KEY", "\n"), ()),
+    ("RSA key", private_key("RSA PRIVATE KEY", " "), ()),
+    ("recovery phrase", phrase(12), ("my seed phrase is {}", "recovery words: {}")),
+)  # fmt: skip
+_TOKENS_IN = ("{}", "I use {} in the app", "token {} was refused")
 _UNFAIR = (
     Spelling("card", "letters for digits", lambda rng: _with_letters(rng), fair=False),
     Spelling("phone", "seven digits, no context", number("555 01##"), ("so {} then",), fair=False),
@@ -387,6 +689,10 @@ DEV: Final = Corpus(
         *(Spelling("account", *row) for row in _ACCOUNTS),
         *(Spelling("document", *row) for row in _DOCUMENTS),
         *(Spelling("birth date", name, make, _BORN) for name, make in _BIRTHS),
+        *(Spelling("in code", name, in_code(make, how), own) for name, make, how, own in _IN_CODE),
+        *(Spelling("identity", *row) for row in _IDENTITIES),
+        *(Spelling("birth date", name, make, own) for name, make, own in _BORN_ABROAD),
+        *(Spelling("secret", name, make, own or _TOKENS_IN) for name, make, own in _SECRETS),
         *_UNFAIR,
     ),
     frames={
@@ -406,3 +712,25 @@ DEV: Final = Corpus(
         "I was charged 25 euros twice", "You are open 24/7, aren't you?", "ok",
     ),
 )  # fmt: skip
+
+
+# ---- numbers that are nobody's ------------------------------------------------------------------
+
+HARMLESS: Final = {
+    "order": ("order number {} is late",
+     ("################", "####-#######-#######", "##########")),
+    "tracking": ("tracking {} has not moved",
+     ("1Z999AA1##########", "####################", "#### #### #### ####", "JD##################")),
+    "ticket": ("about ticket {}", ("########", "##########", "############", "INC#######")),
+    "device": ("the IMEI is {}", ("###############", "35#############", "SN##############")),
+    "timestamp": ("error at {}", ("179##########", "179#######", "1790######.###")),
+    "bare": ("{} is what I see", ("################", "###########", "#############")),
+}  # fmt: skip
+
+
+def harmless(kind: str, count: int, seed: int) -> Iterator[str]:
+    """Messages with a number that is an order's, a parcel's, a device's, or a time."""
+    rng = random.Random(seed)
+    frame, patterns = HARMLESS[kind]
+    for _ in range(count):
+        yield frame.format(fill(rng, rng.choice(patterns)))

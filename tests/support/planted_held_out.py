@@ -20,9 +20,18 @@ from tests.support.planted import (
     card_digits,
     compact,
     email,
+    escaped,
+    identity,
+    in_code,
     mistyped_card,
+    named_entities,
     number,
+    one_of,
+    phrase,
+    private_key,
     ssn_of,
+    then,
+    token,
 )
 
 _PEOPLE = ("agnieszka wrobel", "desmond achterberg", "yolanda figueroa", "callum mcteague")
@@ -169,6 +178,166 @@ _BIRTHS = (
 )  # fmt: skip
 
 
+# ---- written before the detectors of these kinds: encodings, identity numbers, secrets -----------
+
+_AN_EMAIL = email("{first}.{last}@{host}.{tld}", _PEOPLE, _HOSTS)
+_A_PHONE = number("+44 7911 123###", "+49 151 2345####", "+33 6 98 76 ## ##")
+_A_CARD = card(" ", 4, 16)
+_URL = (
+    "https://shop.example/confirm?lang=en&to={}&step=2",
+    "the link was http://example.org/u/{}",
+    "GET /account?user={} HTTP/1.1 500",
+    "redirect_uri=https%3A%2F%2Fexample.org%2F%3Fid%3D{}",
+)
+_HTML = ("<td>{}</td>", "<p>Contact: {}</p>", "the mail shows {} in the footer")
+_MAIL = ("Content: {} =20", "my mail program made this of it: {}", "X-Original-To: {}")
+_JSON = (
+    '{"status": "failed", "contact": "{}"}',
+    'log line: user="{}" not found',
+    'payload {\\"id\\": \\"{}\\"}',
+)
+_PERCENT_LOWER = escaped("%{b:02x}")
+_PERCENT_ALL = escaped("%{b:02X}", every=True)
+_TWICE = then(escaped("%{b:02X}"), escaped("%{b:02X}"))
+_PLUS = then(escaped("%{b:02X}"), lambda text: text.replace("%20", "+"))
+_NAMES = {"@": "commat", ".": "period", "+": "plus", " ": "nbsp", "-": "hyphen"}
+_SOFT_BREAK = then(escaped("={b:02X}"), lambda text: text[:-4] + "=\n" + text[-4:])
+_IN_CODE = (
+    ("percent, lower case", _AN_EMAIL, _PERCENT_LOWER, _URL),
+    ("percent, every letter", _AN_EMAIL, _PERCENT_ALL, _URL),
+    ("percent twice", _AN_EMAIL, _TWICE, _URL),
+    ("percent, phone", _A_PHONE, _PERCENT_LOWER, _URL),
+    ("percent, plus for a space, phone", _A_PHONE, _PLUS, _URL),
+    ("percent twice, phone", _A_PHONE, _TWICE, _URL),
+    ("percent, card", _A_CARD, _PERCENT_LOWER, _URL),
+    ("percent, every digit, card", _A_CARD, _PERCENT_ALL, _URL),
+    ("entities, named", _AN_EMAIL, named_entities(_NAMES), _HTML),
+    ("entities, named, phone", _A_PHONE, named_entities(_NAMES), _HTML),
+    ("entities, decimal, every letter", _AN_EMAIL, escaped("&#{c};", every=True), _HTML),
+    ("entities, decimal, zeros", _AN_EMAIL, escaped("&#{c:05d};"), _HTML),
+    ("entities, hexadecimal", _AN_EMAIL, escaped("&#x{c:x};"), _HTML),
+    ("entities, hexadecimal capital, phone", _A_PHONE, escaped("&#X{c:04X};"), _HTML),
+    ("entities, twice", _AN_EMAIL, then(escaped("&#{c};"), lambda t: t.replace("&", "&amp;")),
+     _HTML),
+    ("entities, decimal, card", _A_CARD, escaped("&#{c};", every=True), _HTML),
+    ("quoted-printable", _AN_EMAIL, escaped("={b:02X}"), _MAIL),
+    ("quoted-printable, phone", _A_PHONE, escaped("={b:02X}"), _MAIL),
+    ("quoted-printable, soft break", _AN_EMAIL, _SOFT_BREAK, _MAIL),
+    ("JSON", _AN_EMAIL, escaped("\\u{c:04x}"), _JSON),
+    ("JSON, every letter", _AN_EMAIL, escaped("\\u{c:04X}", every=True), _JSON),
+    ("JSON, phone", _A_PHONE, escaped("\\u{c:04x}"), _JSON),
+    ("JSON, card", _A_CARD, escaped("\\u{c:04x}", every=True), _JSON),
+    ("JSON in JSON", _AN_EMAIL, escaped("\\\\u{c:04x}"), _JSON),
+    ("mailto", _AN_EMAIL, escaped("%{b:02X}"), ("mailto:{}?subject=where%20is%20it",
+                                              '<a href="mailto:{}">write</a>')),
+    ("tel", _A_PHONE, lambda t: t.replace(" ", "-"), ("tel:{}", '<a href="tel:{}">ring</a>')),
+    ("tel, percent", _A_PHONE, escaped("%{b:02X}"), ("tel:{}", "callto:{}", "sms:{}?body=hi")),
+)  # fmt: skip
+_IDENTITIES = (
+    ("US ITIN", identity("us", "itin", "9##-%#-####"), ("taxpayer number {}", "ITIN: {}")),
+    ("GB NHS", identity("gb", "nhs", "### ### ####", "##########"),
+     ("NHS no {}", "my nhs number, {}")),
+    ("GB UTR", identity("gb", "utr", "##########"), ("unique taxpayer reference {}", "UTR: {}")),
+    ("CA SIN", identity("ca", "sin", "### ### ###", "#########"),
+     ("SIN {}", "social insurance no. {}")),
+    ("AU TFN", identity("au", "tfn", "### ### ###", "#########"),
+     ("tax file number {}", "TFN is {}")),
+    ("IE PPS", identity("ie", "pps", "#######@", "#######@A"),
+     ("PPS number {}", "{} is my PPSN", "{}")),
+    ("FR NIR", identity("fr", "nir", "1 {y} {m} 75 ### ### ##", "2{y}{m}13######"),
+     ("numéro de sécurité sociale : {}", "mon numéro de sécu est {}", "NIR {}", "{}")),
+    ("DE IdNr", identity("de", "idnr", "## ### ### ###", "###########"),
+     ("Steuer-ID {}", "meine Steueridentifikationsnummer lautet {}", "IdNr. {}", "{}")),
+    ("ES DNI", identity("es", "dni", "########-@", "########@"),
+     ("mi DNI es {}", "DNI {}", "documento: {}", "{}")),
+    ("ES NIE", identity("es", "nie", "X#######@", "Y-#######-@"), ("NIE {}", "mi NIE: {}", "{}")),
+    ("IT codice fiscale", identity("it", "codicefiscale", "@@@@@@{y}A##@###@", "@@@@@@{y}H##@###@"),
+     ("codice fiscale {}", "il mio C.F. è {}", "{}")),
+    ("NL BSN", identity("nl", "bsn", "#########", "####.##.###"),
+     ("BSN {}", "mijn burgerservicenummer is {}", "bsn-nummer: {}")),
+    ("IN Aadhaar", identity("in_", "aadhaar", "%### #### ####", "%###########"),
+     ("aadhar card {}", "Aadhaar: {}", "UID number {}")),
+    ("IN PAN", identity("in_", "pan", "@@@P@####@"),
+     ("PAN {}", "permanent account number {}", "{}")),
+    ("PT NIF", identity("pt", "nif", "### ### ###", "#########"),
+     ("NIF {}", "o meu contribuinte é {}", "número de contribuinte {}")),
+    ("PL PESEL", identity("pl", "pesel", "{y}{m}{d}#####"), ("PESEL {}", "mój pesel to {}")),
+    ("PL NIP", identity("pl", "nip", "###-###-##-##", "##########"), ("NIP {}", "nr NIP: {}")),
+    ("BR CPF", identity("br", "cpf", "###.###.###-##", "###########"),
+     ("CPF {}", "meu cpf é {}", "CPF nº {}")),
+    ("BR CPF, bare", identity("br", "cpf", "###.###.###-##"), ("{}", "é {} mesmo")),
+    ("AT SVNR", identity("at", "vnr", "#### {d}{m}{y}"),
+     ("SVNR {}", "Sozialversicherungsnummer {}")),
+    ("CH AHV", identity("ch", "ssn", "756.####.####.##", "756##########"),
+     ("AHV-Nummer {}", "numéro AVS {}", "{}")),
+    ("BE NN", identity("be", "nn", "{y}.{m}.{d}-###.##", "{y}{m}{d}#####"),
+     ("rijksregisternummer {}", "numéro national {}", "INSZ {}", "{}")),
+    ("DK CPR", identity("dk", "cpr", "{d}{m}{y}-####", "{d}{m}{y}####"),
+     ("CPR-nummer {}", "mit cpr er {}")),
+    ("SE personnummer", identity("se", "personnummer", "{y}{m}{d}-####", "19{y}{m}{d}-####"),
+     ("personnummer {}", "mitt personnr är {}", "{}")),
+    ("NO fødselsnummer", identity("no", "fodselsnummer", "{d}{m}{y} #####", "{d}{m}{y}#####"),
+     ("fødselsnummer {}", "personnummeret mitt er {}", "{}")),
+    ("FI HETU", identity("fi", "hetu", "{d}{m}{y}-###@", "{d}{m}{y}-####"),
+     ("henkilötunnus {}", "hetu: {}", "{}")),
+    ("MX CURP", identity("mx", "curp", "@A@@{y}{m}{d}HDF@@@##", "@E@@{y}{m}{d}MJC@@@##"),
+     ("CURP {}", "mi CURP es {}", "{}")),
+)  # fmt: skip
+_BORN_ABROAD = (
+    ("German", birth_date("{d}.{m}.{y}"), ("Geburtsdatum {}", "ich bin am {} geboren", "geb. {}")),
+    ("French", birth_date("{d}/{m}/{y}"), ("née le {}", "date de naissance : {}")),
+    ("Spanish", birth_date("{d}-{m}-{y}"), ("nacida el {}", "fecha de nacimiento {}")),
+    ("Italian", birth_date("{d}/{m}/{y}"), ("nata il {}", "data di nascita: {}")),
+    ("Dutch", birth_date("{d}-{m}-{y}"), ("geboren op {}", "geboortedatum {}")),
+    ("Portuguese", birth_date("{d}/{m}/{y}"), ("nascida em {}", "data de nascimento {}")),
+    ("Polish", birth_date("{d}.{m}.{y}"), ("urodzona {}", "data urodzenia: {}")),
+    ("Swedish", birth_date("{y}-{m}-{d}"), ("född {}", "födelsedatum {}")),
+)  # fmt: skip
+_PASSWORDS = one_of(
+    "Tr0ub4dor&3", "kW9#plm2", "sunflower-92", "Ilovemydog!", "zxcvb_2210", "blauerElefant7",
+    "P@ssw0rd2024", "qwertz123456", "marmalade", "CorrectHorseBattery",
+)  # fmt: skip
+_CODES = number("######", "### ###", "####", "########")
+_SECRETS = (
+    ("password", _PASSWORDS, (
+        "the password for my login is {}", "pwd = {}", "I changed my password to {}",
+        "Passwort: {}", "mein Passwort ist {}", "mot de passe : {}", "contraseña: {}",
+        "passphrase \"{}\"", "login jo / password {}", "my pass is {}",
+    )),
+    ("code", _CODES, (
+        "the OTP was {}", "one-time passcode: {}", "my 2FA code is {}", "I got the code {} by SMS",
+        "authentication code {}", "login code: {}", "{} is your security code",
+        "you texted me the code {}", "Bestätigungscode {}", "the confirmation code is {}",
+        "backup code {}", "the TAN {} was refused", "code de vérification : {}",
+    )),
+    ("GitHub token", token("gho_", 36), ()),
+    ("GitHub fine-grained token", token("github_pat_", 60), ()),
+    ("Stripe restricted key", token("rk_live_", 24), ()),
+    ("Slack app token", token("xapp-1-", 40), ()),
+    ("AWS temporary key", token("ASIA", 16, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"), ()),
+    ("Anthropic key", token("sk-ant-api03-", 80), ()),
+    ("Google OAuth token", token("ya29.", 60), ()),
+    ("GitLab token", token("glptt-", 40), ()),
+    ("npm token", token("npm_", 36), ()),
+    ("SendGrid key", token("SG.", 22), ("{}.abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG",)),
+    ("Hugging Face token", token("hf_", 34), ()),
+    ("JSON Web Token", token("eyJhbGciOiJIUzI1NiJ9.eyJ", 40), ("{}.c2lnbmF0dXJlc2lnbmF0dXJl",)),
+    ("Telegram bot token", token("5512345678:AA", 33), ()),
+    ("API key, named", token("", 32), ("my API key is {}", "client secret: {}", "access token {}",
+                                       "Authorization: Bearer {}", "api_key={}")),
+    ("EC key", private_key("EC PRIVATE KEY", "\n", 3), ()),
+    ("encrypted key, in one line", private_key("ENCRYPTED PRIVATE KEY", " ", 6), ()),
+    ("OpenSSH key, cut off", private_key("OPENSSH PRIVATE KEY", "\n", 5, end=False), ()),
+    ("PGP key", private_key("PGP PRIVATE KEY BLOCK", "\n", 4), ()),
+    ("recovery phrase", phrase(12), ("my recovery phrase: {}", "the seed words are {}",
+                                     "backup phrase {}", "here is the mnemonic {}")),
+    ("recovery phrase, long", phrase(24), ("secret recovery phrase is {}", "wallet seed {}")),
+    ("recovery phrase, commas", phrase(12, ", "), ("24-word phrase: {}", "seed phrase: {}")),
+    ("recovery phrase, numbered", phrase(12, " ", numbered=True), ("my seed phrase is {}",)),
+)  # fmt: skip
+_TOKEN_FRAMES = ("it answers 401 with {}", "curl -H 'X-Auth: {}' fails", "{}", "I pasted {} there")
+
+
 def _full_width(value: Value) -> Value:
     table = {ord("0") + i: 0xFF10 + i for i in range(10)}
     return Value(value.text.translate(table), value.digits)
@@ -188,6 +357,13 @@ HELD_OUT: Final = Corpus(
         *(Spelling("account", *row) for row in _ACCOUNTS),
         *(Spelling("document", *row) for row in _DOCUMENTS),
         *(Spelling("birth date", name, make, _BORN) for name, make in _BIRTHS),
+        *(Spelling("in code", name, in_code(make, how), own) for name, make, how, own in _IN_CODE),
+        *(Spelling("identity", *row) for row in _IDENTITIES),
+        *(
+            Spelling("birth date", f"{name}, abroad", make, own)
+            for name, make, own in _BORN_ABROAD
+        ),
+        *(Spelling("secret", name, make, own or _TOKEN_FRAMES) for name, make, own in _SECRETS),
         Spelling("card", "digits in words", _words, fair=False),
         Spelling("card", "backwards", _reversed, fair=False),
         Spelling("account", "no context", number("%#######"), ("use {}", "{}?"), fair=False),

@@ -14,6 +14,7 @@ from cluster.settings import Settings
 from serve_app.decide.cost import Prices
 from serve_app.decide.policy import BundlePins, RouterPolicy
 from serve_app.decide.scores import Weighted
+from serve_app.guard.config import BUILT_IN, GuardConfig
 from serve_app.guard.prepare import prepare
 from serve_app.service import process
 from serve_app.service.state import ServiceInfo
@@ -86,9 +87,14 @@ class Pair:
     cloud: ModelBundle
 
 
-def make_pair(folder: Path, *, cloud_nan_word: str | None = None) -> Pair:
+def make_pair(
+    folder: Path, *, cloud_nan_word: str | None = None, guard: GuardConfig = BUILT_IN
+) -> Pair:
     """A toy edge and cloud; the cloud may answer NaN to one word."""
-    return Pair(make_bundle(folder, "edge"), make_bundle(folder, "cloud", nan_word=cloud_nan_word))
+    return Pair(
+        make_bundle(folder, "edge", guard=guard),
+        make_bundle(folder, "cloud", nan_word=cloud_nan_word, guard=guard),
+    )
 
 
 def pids_titled(info: ServiceInfo, title: str) -> list[int]:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from cluster.bundles import (
+    GUARD,
     MODEL,
     MODEL_ANY,
     DatasetRef,
@@ -22,6 +23,8 @@ from cluster.bundles import (
     Role,
     write_bundle,
 )
+from cluster.files import write_json
+from serve_app.guard.config import BUILT_IN, GuardConfig
 from serve_app.model.classifier import OnnxClassifier
 
 LABELS = ("negative", "neutral", "positive")
@@ -101,6 +104,7 @@ def make_bundle(
     needs: Sequence[str] = (),
     anywhere: bool = False,
     others: Sequence[str] = (),
+    guard: GuardConfig = BUILT_IN,
 ) -> ModelBundle:
     """A toy bundle in `folder/role`.
 
@@ -109,6 +113,7 @@ def make_bundle(
         needs: CPU flags that the manifest says model.onnx needs; the toy computes without.
         anywhere: a second artifact, less sure of everything and with a temperature of 2.
         others: `distance` and `ngram_margin`, if the model tells them too.
+        guard: what its training data was masked with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = known_share if known_share is not None else (0.5 if role == "edge" else 1.0)
@@ -122,6 +127,9 @@ def make_bundle(
     _graph(model, embedding, nan_token, others)
     second = folder / f"{role}-any.onnx"
     _graph(second, embedding / 2)
+
+    guarded = folder / GUARD
+    write_json(guarded, guard.model_dump(mode="json"))
 
     def write(golden: list[GoldenRow], golden_any: list[GoldenRow]) -> ModelBundle:
         return write_bundle(
@@ -138,6 +146,7 @@ def make_bundle(
             golden=golden,
             needs=needs,
             anywhere=Finished(second, 2.0, golden_any) if anywhere else None,
+            extras=[] if guard == BUILT_IN else [guarded],
         )
 
     texts = [f"{group[0]} {group[1]}" for group in WORDS.values()]

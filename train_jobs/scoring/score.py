@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, DataError
 from cluster.files import read_json, write_json
 from cluster.progress import Report, silent
 from cluster.releases import load_release
@@ -174,7 +174,13 @@ def _planned(config: ScoreConfig) -> Plan:
     if path.exists():
         root, _ = files_of(config.data)
         return Plan(root, files, _chunks_of(path, asked))
-    made = plan(config.data, config.columns, files, config.cpus or os.cpu_count() or 1)
+    try:
+        made = plan(config.data, config.columns, files, config.cpus or os.cpu_count() or 1)
+    except DataError as error:
+        if not config.background:
+            raise
+        # Of a file without a header, the names found are a customer's words, and a job's log stays.
+        raise DataError(str(error).split(" Found: ")[0]) from None
     write_json(path, {"asked": asked, "chunks": [list(asdict(c).values()) for c in made.chunks]})
     return made
 

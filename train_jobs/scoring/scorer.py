@@ -11,7 +11,8 @@ from cluster.releases import load_release
 from cluster.settings import load_settings
 from serve_app.cascade.offline import OfflineCascade
 from serve_app.contracts import Message
-from serve_app.guard.prepare import prepare
+from serve_app.guard.pii import redact
+from serve_app.guard.prepare import Redactor, prepare, redactor_of
 from serve_app.request_limits import MAX_CHARS
 from train_jobs.scoring.chunks import Chunk, InputRow, Reader
 from train_jobs.scoring.columns import Columns
@@ -48,7 +49,14 @@ class Scored:
 class ChunkScorer:
     """Scores chunks, one after the other: what an actor is."""
 
-    def __init__(self, order: Order, pair: OfflineCascade, audit: JobAudit | None = None) -> None:
+    def __init__(
+        self,
+        order: Order,
+        pair: OfflineCascade,
+        audit: JobAudit | None = None,
+        redactor: Redactor = redact,
+    ) -> None:
+        self._redactor = redactor
         self._order = order
         self._pair = pair
         self._audit = audit
@@ -78,8 +86,9 @@ class ChunkScorer:
     def _score(self, file: str, rows: Sequence[InputRow], parts: PartWriter) -> None:
         if self._audit is not None:  # a service's job: what comes out of it, its guard has seen
             for row in rows:
-                row.id = prepare(row.id).text if row.id is not None else None
-        messages = [message for row in rows if (message := _message(row)) is not None]
+                row.id = prepare(row.id, self._redactor).text if row.id is not None else None
+        prepared = (_message(row, self._redactor) for row in rows)
+        messages = [message for message in prepared if message is not None]
         works = iter(self._pair.answer(messages) if messages else ())
         found = [(row, next(works) if row.problem is None else None) for row in rows]
         if self._audit is not None:
@@ -92,13 +101,13 @@ class ChunkScorer:
                 parts.refuse(row, row.problem or "no tier that may see it answered")
 
 
-def _message(row: InputRow) -> Message | None:
+def _message(row: InputRow, redactor: Redactor) -> Message | None:
     """The prepared text; None, and the reason in `row.problem`, if there is none to answer."""
     if row.problem is None and len(row.text) > MAX_CHARS:
         row.problem = f"{len(row.text):,} characters, of which {MAX_CHARS:,} are the limit"
     if row.problem is not None:
         return None
-    message = prepare(row.text)
+    message = prepare(row.text, redactor)
     if not message.text:
         row.problem = "no visible character"
         return None
@@ -125,4 +134,4 @@ def scorer_of(order: Order) -> ChunkScorer:
     settings = load_settings(order.home)
     release = load_release(settings, order.release)
     audit = JobAudit(settings, release, order.out) if order.background else None
-    return ChunkScorer(order, OfflineCascade.of(release), audit)
+    return ChunkScorer(order, OfflineCascade.of(release), audit, redactor_of(release.guard))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.bundles import MODEL, MODEL_ANY
+from cluster.bundles import GUARD, MODEL, MODEL_ANY
 from cluster.errors import BundleError, ReleaseError
 from cluster.files import read_json, sha256_file, sha256_json, write_json
 from cluster.releases import (
@@ -23,6 +23,7 @@ from cluster.releases import (
 )
 from cluster.settings import Settings, load_settings
 from serve_app.decide.policy import RouterPolicy
+from serve_app.guard.config import GuardConfig, guard_config
 from tests.support.serving import Pair, make_pair, make_release
 from tests.support.toys import make_bundle
 
@@ -244,3 +245,44 @@ def test_releases_are_listed_by_age(settings: Settings, pair: Pair) -> None:
     for age, release in enumerate(reversed(made)):
         os.utime(release.path / MANIFEST, (1000 - age, 1000 - age))
     assert list_releases(settings) == [release.id for release in made]
+
+
+FOOTER = GuardConfig(harmless_domains=("acme.example",))
+
+
+def test_a_release_pins_the_guard_that_its_models_were_trained_behind(
+    settings: Settings, tmp_path: Path
+) -> None:
+    own = make_pair(tmp_path / "own", guard=FOOTER)
+    release = make_release(settings, own.edge, own.cloud)
+    assert guard_config(load_release(settings, release.id).guard) == FOOTER
+    other = make_pair(tmp_path / "other", guard=GuardConfig(harmless_domains=("b.example",)))
+    assert make_release(settings, other.edge, other.cloud).id != release.id
+
+
+def test_a_release_without_a_guard_has_the_built_in_one(settings: Settings, pair: Pair) -> None:
+    assert make_release(settings, pair.edge, pair.cloud).guard is None
+
+
+def test_models_behind_different_guards_make_no_release(
+    settings: Settings, pair: Pair, tmp_path: Path
+) -> None:
+    own = make_pair(tmp_path / "own", guard=FOOTER)
+    with pytest.raises(ReleaseError, match="different guards"):
+        make_release(settings, own.edge, pair.cloud)
+
+
+def test_another_guard_in_a_release_is_refused_even_if_its_manifest_agrees(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """The release's id stands for its guard by way of the bundles' hashes."""
+    own = make_pair(tmp_path / "own", guard=FOOTER)
+    path = make_release(settings, own.edge, own.cloud).path
+    (path / GUARD).write_text('{"off": ["email"]}')
+    with pytest.raises(ReleaseError, match=r"guard\.json is missing or was changed"):
+        load_release(settings, path.name)
+    manifest = read_json(path / MANIFEST)
+    manifest["files"][GUARD] = sha256_file(path / GUARD)
+    write_json(path / MANIFEST, manifest)
+    with pytest.raises(ReleaseError, match="not the one that its models were"):
+        load_release(settings, path.name)

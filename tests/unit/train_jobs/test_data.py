@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError
 from cluster.settings import Settings, load_settings
+from serve_app.guard.config import GuardConfig, read_guard
 from serve_app.guard.prepare import dedup_key, prepare
 from train_jobs import data
 from train_jobs.data import (
@@ -441,7 +442,7 @@ def test_personal_data_is_in_no_file(settings: Settings, tmp_path: Path) -> None
 def test_a_row_that_the_guard_cannot_read_is_left_out(
     settings: Settings, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(raw: str) -> Any:
+    def failing(raw: str, _: Any) -> Any:
         def redactor(text: str) -> tuple[str, tuple[str, ...]]:
             raise RuntimeError
 
@@ -490,3 +491,37 @@ def test_another_label_is_another_dataset(
     other = "neutral" if label != "neutral" else "positive"
     file = put(tmp_path / "m2.csv", csv_of([(text, other), *samples()[1:]]))
     assert build(DataConfig(data=file), settings).fingerprint != dataset.fingerprint
+
+
+def test_a_sites_guard_masks_what_is_trained_on_and_stays_with_the_dataset(
+    settings: Settings, file: Path
+) -> None:
+    put(file, csv_of([(f"{text} mail help@acme.example", label) for text, label in samples()]))
+    built_in = build(DataConfig(data=file), settings)
+    own = GuardConfig(harmless_domains=("acme.example",))
+    site = build(DataConfig(data=file, guard=own), settings)
+    assert built_in.notes["rows_with_personal_data_masked"] == built_in.notes["rows_read"]
+    assert site.notes["rows_with_personal_data_masked"] < site.notes["rows_read"] / 2
+    assert any("help@acme.example" in text for text in site.texts("train"))
+    assert built_in.guard is None
+    assert site.guard is not None
+    assert read_guard(site.guard) == own
+    assert load_dataset(site.path).guard == site.guard
+
+
+def test_the_same_rows_behind_another_guard_are_another_dataset(
+    settings: Settings, file: Path
+) -> None:
+    """Its bundles have another guard.json, so the first dataset would be the wrong one."""
+    plain = build(DataConfig(data=file), settings)
+    guarded = build(DataConfig(data=file, guard=GuardConfig(harmless_values=("12345",))), settings)
+    assert plain.fingerprint != guarded.fingerprint
+
+
+@pytest.mark.parametrize("row", ["my card is 4111 1111 1111 1111,late", "where is it please?,late"])
+def test_a_first_row_in_place_of_a_header_is_not_repeated(file: Path, row: str) -> None:
+    put(file, f"{row}\nsecond,late\n")
+    with pytest.raises(DataError, match="Add a line of names") as refused:
+        read_messages(file, "text", "label", Counter())
+    assert "4111" not in str(refused.value)
+    assert "where" not in str(refused.value)

@@ -406,3 +406,16 @@ def test_a_fit_that_diverged_is_judged_like_a_guess() -> None:
     found = judged(broken, np.array([0, 0, 1, 1]))
     assert found["accuracy"] == 0.5
     assert found["log_loss"] == pytest.approx(np.log(2))
+
+
+def test_a_guard_that_cannot_be_used_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    file, own = tmp_path / "m.csv", tmp_path / "guard.json"
+    with pytest.raises(DataError, match="There is no file"):
+        configure(data=file, guard=own)
+    own.write_text('{"harmless_domain": ["acme.example"]}')
+    with pytest.raises(DataError, match="harmless_domain: Extra inputs"):
+        configure(data=file, guard=own)
+    own.write_text('{"harmless_domains": ["acme.example"]}')
+    assert configure(data=file, guard=own).data.guard.harmless_domains == ("acme.example",)

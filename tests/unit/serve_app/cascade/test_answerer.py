@@ -32,8 +32,9 @@ from serve_app.decide.explain import Alternative
 from serve_app.decide.policy import RANDOM, RouterPolicy, Rules
 from serve_app.decide.scores import Logistic, MaxProbability, Weighted
 from serve_app.decide.signals import log_odds, random_signal
-from serve_app.errors import EmptyTextsError, OverloadedError, UnansweredError
+from serve_app.errors import EmptyTextsError, OverloadedError, RefusedError, UnansweredError
 from serve_app.guard.prepare import prepare
+from serve_app.request_limits import MAX_REQUEST_CHARS
 
 pytestmark = pytest.mark.anyio
 
@@ -478,6 +479,17 @@ async def test_the_record_has_what_the_edge_said_whoever_answers(make: Make) -> 
     assert [(record.edge_label, record.label) for record in rig.log.records] == [
         (UNSURE.label, CLOUD.label), (None, CLOUD.label),
     ]  # fmt: skip
+
+
+async def test_more_characters_than_a_router_prepares_in_two_seconds_are_refused(
+    make: Make,
+) -> None:
+    rig = make()
+    texts = ["x" * 10_000] * (MAX_REQUEST_CHARS // 10_000)
+    assert len(await rig.answerer.answer(texts)) == len(texts)
+    with pytest.raises(RefusedError, match="500,001 characters together") as refused:
+        await rig.answerer.answer([*texts, "y"])
+    assert (refused.value.status, refused.value.code) == (413, "too_large")
 
 
 @pytest.mark.parametrize("blank", ["", "   ", "\u200b\u200e", "\ud800"])

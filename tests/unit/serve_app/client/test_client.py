@@ -191,6 +191,15 @@ def test_the_same_list_with_the_same_key_asks_by_the_same_keys() -> None:
     assert "idempotency_key" not in script.bodies[0]
 
 
+def test_long_texts_make_smaller_requests() -> None:
+    """A request may hold 500,000 characters, whatever the number of its texts."""
+    texts = [f"{i} {'x' * 9_990}" for i in range(51)]
+    script = Script()
+    with serving(script) as url, Firstline(url) as client:
+        assert [answer["label"] for answer in client.classify(texts)] == texts
+    assert len(script.asked) == 2
+
+
 def test_an_endless_iterable_is_read_a_request_at_a_time() -> None:
     read = 0
 

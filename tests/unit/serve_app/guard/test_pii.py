@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serve_app.guard.pii import Finding, PiiKind, find, redact
+from serve_app.guard.config import PiiKind
+from serve_app.guard.pii import Finding, find, redact
 from serve_app.guard.prepare import normalise, prepare
 from tests.support.planted import DEV, Corpus, plant, survives
 from tests.support.planted_held_out import HELD_OUT

@@ -18,8 +18,10 @@ from cluster.errors import ConfigError, DataError
 from cluster.files import read_json
 from cluster.releases import load_release
 from cluster.settings import Settings, load_settings
+from serve_app.cascade.local import explain_locally
 from serve_app.cascade.offline import OfflineCascade
 from serve_app.contracts import Prediction
+from serve_app.guard.config import GuardConfig
 from serve_app.scored import REFUSED, SUMMARY, part, rows
 from tests.support.scoring import here
 from tests.support.serving import make_pair, make_release
@@ -536,3 +538,30 @@ def test_a_submitted_command_says_the_same(tmp_path: Path) -> None:
         "--id-column=--help", "--keep-columns=a,b", "--cpus=2", "--background",
         "--", f"{tmp_path}/-x.csv",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ["my card is 4111 1111 1111 1111", "help please"])
+def test_a_jobs_log_does_not_keep_the_first_row_of_a_file_without_a_header(
+    scored: tuple[Settings, str], tmp_path: Path, row: str
+) -> None:
+    settings, release = scored
+    path = tmp_path / "in.csv"
+    path.write_text(f"{row}\nsecond\n")
+    config = config_of(release, path, background=True)
+    with pytest.raises(DataError, match="no column 'text'") as refused:
+        run(config, settings, execute=here)
+    assert row not in str(refused.value)
+    assert "Found" not in str(refused.value)
+
+
+def test_scoring_has_the_releases_guard(tmp_path: Path) -> None:
+    own = make_pair(tmp_path / "own", guard=GuardConfig(harmless_domains=("acme.example",)))
+    release = make_release(load_settings(), own.edge, own.cloud)
+    hard = message("negative", hard=True)
+    texts = [f"{hard} help@acme.example", f"{hard} jo@mail.example"]
+    path = write(tmp_path / "in.jsonl", texts)
+    config = config_of(release.id, path)
+    run(config, load_settings(), execute=here)
+    assert [row["reason"] for row in answers(config.out)] == ["escalated", "pii_pinned"]
+    assert explain_locally(release, texts[0]).reason == "escalated"
+    assert explain_locally(release, texts[1]).reason == "pii_pinned"
