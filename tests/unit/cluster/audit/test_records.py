@@ -31,6 +31,7 @@ answers = st.builds(
     cost_usd=numbers,
     latency_ms=numbers,
     degraded=st.booleans(),
+    request_size=st.integers(1, 256),
 )
 
 
@@ -57,8 +58,14 @@ def test_no_field_can_hold_the_text() -> None:
     assert set(json.loads(answer().to_json())) == {
         "kind", "id", "time_s", "text_hash", "route", "reason", "label", "edge_label", "confidence",
         "signals", "trust", "threshold", "propensity", "release", "cost_usd", "latency_ms",
-        "degraded", "cached", "shadow_of", "offline",
+        "degraded", "cached", "shadow_of", "offline", "request_size",
     }  # fmt: skip
+
+
+def test_a_record_from_before_the_size_of_a_request_was_kept_is_still_read() -> None:
+    value = json.loads(answer(request_size=7).to_json())
+    del value["request_size"]
+    assert parse(json.dumps(value)) == answer()
 
 
 def test_keys_of_a_later_version_are_read_over_and_not_written() -> None:
