@@ -23,6 +23,7 @@ from cluster.errors import ConfigError, FirstlineError
 from cluster.files import write_json
 from cluster.progress import Report, stage
 from cluster.settings import Settings, load_settings
+from cluster.tracking import check_store
 from serve_app.model.classifier import OnnxClassifier
 from train_jobs import calibrate, card, compress, dapt, data, distill, finetune, gate, recipe
 from train_jobs.compress import CompressConfig
@@ -221,6 +222,7 @@ def run(config: PipelineConfig, settings: Settings) -> PipelineResult:
     Raises:
         FirstlineError: any stage's refusal.
     """
+    check_store(settings)  # away, it would be found out after the first stage
     source = check_base(config.dapt.base)
     distill.check_shape(config.distill, source)
     stages_s: dict[str, float] = {}
@@ -253,8 +255,10 @@ def _trained(
         {name: dict(made.figures) for name, made in figures.items()}, stages_s,
     )  # fmt: skip
     write_json(out / RUN, result.summary())
-    # What `firstline tune` takes up: the newest pair, its dataset and its times.
-    write_json(settings.home / RUN, result.summary())
+    # What `firstline tune` takes up: the newest pair, its dataset and its times. The dataset is
+    # named without the home, which may be moved.
+    inside = str(result.dataset.path.relative_to(settings.home))
+    write_json(settings.home / RUN, {**result.summary(), "dataset": inside})
     return result
 
 

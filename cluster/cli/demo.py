@@ -11,7 +11,7 @@ import typer
 from cluster.cli.report import report_of_release, show, time_one_by_one, worst
 from cluster.cli.serve import read_texts, serve_config
 from cluster.cli.terminal import friendly, say
-from cluster.cli.tune import last_run, tuned
+from cluster.cli.tune import dataset_of, last_run, tuned
 from cluster.connect import connected
 from cluster.ray_private.environment import ADDRESS
 from cluster.settings import Settings, load_settings
@@ -39,7 +39,7 @@ def _raw_test(settings: Settings, samples: Path) -> tuple[list[str], list[str]]:
     from train_jobs.data import load_dataset
 
     raw = {prepare(text).text: text for text in read_texts(samples, "text", None)[0]}
-    test = load_dataset(Path(last_run(settings)["dataset"])).read("test")
+    test = load_dataset(dataset_of(settings, last_run(settings))).read("test")
     return [raw[row.message.text] for row in test], [str(row.label) for row in test]
 
 

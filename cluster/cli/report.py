@@ -50,11 +50,17 @@ def report_of_release(settings: Settings, release_id: str | None) -> tuple[Any, 
 
 
 def which(settings: Settings) -> str:
-    from cluster.errors import ReleaseError
-    from cluster.registry import champion
+    """The champion, or the newest release; as this disk knows it where the registry is away."""
+    from cluster.errors import RegistryError, ReleaseError
+    from cluster.registry import champion, champion_here
     from cluster.releases import list_releases
 
-    found = champion(settings) or next(reversed(list_releases(settings)), None)
+    try:
+        found = champion(settings)
+    except RegistryError as error:
+        say(f"{error} Going on with what is on this disk.")
+        found = champion_here(settings)
+    found = found or next(reversed(list_releases(settings)), None)
     if found is None:
         raise ReleaseError(f"There is no release in {settings.home}. Run `firstline tune`.")
     return found

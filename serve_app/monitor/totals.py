@@ -1,4 +1,4 @@
-"""What only grows: counts of answers and of requests. Kept in a file, so that a restart resets none.
+"""What only grows: counts of answers and of requests. Kept in a file, so a restart resets none.
 
     audit records ─> Totals.count      router reports ─> Requests.note ─> Totals.requests
     Totals, how far the log was read, what each router had said ─> Saved ─> <audit>/.monitor.json
@@ -204,7 +204,7 @@ class Saved(NamedTuple):
 
 
 def save(folder: Path, offsets: Mapping[str, int], totals: Totals, requests: Requests) -> None:
-    """Into the log's folder. Raises OSError, also where there is none: one that is gone stays gone."""
+    """Into the log's folder. Raises OSError, also for a folder that is gone: it stays gone."""
     if not folder.is_dir():
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(folder))
     kept = {
