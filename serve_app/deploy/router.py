@@ -294,7 +294,7 @@ class Router:
         return [*self._warnings, away] if away else self._warnings
 
     async def _watch(self) -> None:
-        """Looks as whoever asks /readyz does, and tells the monitor, which hears without traffic."""
+        """Looks as whoever asks /readyz, and tells the monitor, which so hears without traffic."""
         while True:
             try:
                 await self._monitor.report(await self._report())

@@ -1,4 +1,4 @@
-"""A registry that is away, broken, locked, shared or moved: the work is kept, and words say what."""
+"""A registry that is away, broken, locked, shared or moved: work is kept, and words say what."""
 
 import shutil
 import socket
