@@ -255,10 +255,8 @@ def _trained(
         {name: dict(made.figures) for name, made in figures.items()}, stages_s,
     )  # fmt: skip
     write_json(out / RUN, result.summary())
-    # What `firstline tune` takes up: the newest pair, its dataset and its times. The dataset is
-    # named without the home, which may be moved.
-    inside = str(result.dataset.path.relative_to(settings.home))
-    write_json(settings.home / RUN, {**result.summary(), "dataset": inside})
+    # What `firstline tune` takes up: the newest pair, its dataset and its times.
+    write_json(settings.home / RUN, result.summary())
     return result
 
 

@@ -72,6 +72,7 @@ class AuditWriter:
         self._held = 0
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._checking: asyncio.Future[AuditState] | None = None
+        self._found = AuditState(None, None)
         self._writing = False
         self._closed = False
         self._idle = asyncio.Event()
@@ -169,8 +170,10 @@ class AuditWriter:
         try:
             found = AuditState(None, self._log.check())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-            log.warning("The audit log cannot be written: %s", error)
             found = AuditState(f"the audit log cannot be written ({_cause(error)})", None)
+        if found.problem != self._found.problem:  # it is looked at every 2 s
+            log.warning("%s", found.problem or "The audit log can be written again.")
+        self._found = found
         loop.call_soon_threadsafe(_resolve, done, found)
 
     def _try(self, records: Sequence[Record]) -> str | None:

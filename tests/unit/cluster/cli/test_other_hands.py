@@ -164,7 +164,7 @@ def test_tune_refuses_what_can_only_be_dearer_than_the_cloud_alone(
 # ---- homes
 
 
-def test_a_run_names_its_dataset_without_the_home(settings: Settings, tmp_path: Path) -> None:
+def test_a_runs_dataset_is_that_of_the_home_wherever_it_was_made(settings: Settings, tmp_path: Path) -> None:
     """After a move `tune` looked in the old place, or used the copy's original."""
     old = tmp_path / "old" / "datasets" / "0123"
     (settings.home / "datasets" / "0123").mkdir(parents=True)
