@@ -28,7 +28,7 @@ _ENV: Final = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # MLflow would try for many minutes; that the server answers is seen first.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 # Whose errors say that a store failed.
 _STORES: Final = ("mlflow", "sqlalchemy", "alembic", "sqlite3", "requests", "urllib3")
@@ -55,7 +55,7 @@ def answered(
     """What the registry's parts raise becomes a RegistryError; all else stays what it is."""
 
     @wraps(function)
-    def wrapped(settings: Settings, *args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapped(settings: Settings, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(settings, *args, **kwargs)
         except Exception as error:

@@ -277,9 +277,8 @@ class Router:
                 routing = self._routing
                 names = routing.traffic.routed.releases
                 routed = [routing.answerers[name].release for name in names]
-                audit, *found = await asyncio.gather(
-                    self._audit_writer.check(), *map(missing_of, routed)
-                )
+                look = asyncio.gather(*map(missing_of, routed))
+                audit, found = await asyncio.gather(self._audit_writer.check(), look)
                 own = [audit.problem, self._requests.problem(time.time()), self._monitor.problem]
                 self._missing = [problem for problem in own if problem]
                 self._missing += [problem for problems in found for problem in problems]

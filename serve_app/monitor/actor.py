@@ -52,15 +52,17 @@ class MonitorActor:
         self._followed_s = self._saved_s = time.monotonic()
         saved = load(audit_dir)
         self._follower = Follower(audit_dir, saved and saved.offsets)
-        # First what nobody has counted, so that no record is written between the two unseen.
-        uncounted = list(self._unread()) if saved else []
+        # What nobody has counted comes first, so that no record between the two is missed.
+        if saved is not None:
+            for record in self._unread():
+                saved.totals.count(record)
         self._rebuild()
         later = list(self._unread())
         self._windows.ingest(later)
         if saved is not None:
             self._windows.totals = saved.totals
             self._windows.requests.recall(saved.routers)
-            for record in (*uncounted, *later):
+            for record in later:
                 saved.totals.count(record)
 
     def _rebuild(self) -> None:

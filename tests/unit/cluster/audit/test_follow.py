@@ -46,6 +46,12 @@ def test_a_torn_line_waits_and_a_corrupt_one_is_passed_over(tmp_path: Path) -> N
     assert ids(follower) == ["id-1"]
 
 
+def test_the_rows_of_a_job_are_passed_over(tmp_path: Path) -> None:
+    follower = Follower(tmp_path)
+    write(tmp_path, [answer(0, offline=True), answer(1)])
+    assert ids(follower) == ["id-1"]
+
+
 def test_a_compacted_day_is_not_read_again(tmp_path: Path) -> None:
     write(tmp_path, [answer(0)])
     follower = Follower(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from cluster.cli import demo
 from cluster.cli.tune import dataset_of
 from cluster.errors import ConfigError
+from cluster.files import write_json
 from cluster.registry import champion_here, list_registered, promote
 from cluster.releases import Release
 from cluster.settings import Settings, load_settings
@@ -164,7 +165,9 @@ def test_tune_refuses_what_can_only_be_dearer_than_the_cloud_alone(
 # ---- homes
 
 
-def test_a_runs_dataset_is_that_of_the_home_wherever_it_was_made(settings: Settings, tmp_path: Path) -> None:
+def test_a_runs_dataset_is_that_of_the_home_wherever_it_was_made(
+    settings: Settings, tmp_path: Path
+) -> None:
     """After a move `tune` looked in the old place, or used the copy's original."""
     old = tmp_path / "old" / "datasets" / "0123"
     (settings.home / "datasets" / "0123").mkdir(parents=True)
@@ -185,7 +188,7 @@ def made_by_a_demo(settings: Settings) -> None:
     demo._clear(settings, yes=True)
     settings.audit_dir.mkdir()
     (settings.audit_dir / "20261121-r1.jsonl").write_text("{}\n")
-    demo.write_json(settings.home / demo._MARK, {"audit_bytes": demo._audit_bytes(settings)})
+    write_json(settings.home / demo._MARK, {"audit_bytes": demo._audit_bytes(settings)})
 
 
 @pytest.mark.parametrize(
