@@ -139,7 +139,7 @@ class AuditLog:
         """The descriptor of today's file, its lock held.
 
         The day is checked again under the lock: once `compact` has had the lock of a closed day's
-        file, nobody writes to it. A file deleted behind our back is made again.
+        file, nobody writes to it. A file deleted or moved behind our back is made again.
         """
         while True:
             day = day_of(self._clock())
@@ -147,9 +147,17 @@ class AuditLog:
                 self._open(day)
             assert self._descriptor is not None
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            if day == day_of(self._clock()) and os.fstat(self._descriptor).st_nlink:
+            if day == day_of(self._clock()) and self._is_in_place(self._descriptor):
                 return self._descriptor
             self._release()
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        """The open file is the one that readers find: neither deleted nor moved with its folder."""
+        try:
+            found = os.stat(self._path(self._day))
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(descriptor))
 
     def _open(self, day: str) -> None:
         self._release()
