@@ -80,15 +80,16 @@ class MonitorActor:
             if not self._follower.is_behind:
                 return
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, *, at_once: bool = False) -> None:
         """Reads what routers wrote and may not have told; saves what was counted."""
         now_s = time.monotonic()
-        if now_s - self._followed_s < _FOLLOW_EVERY_S:
+        if not at_once and now_s - self._followed_s < _FOLLOW_EVERY_S:
             return
         self._followed_s = now_s
         self._windows.ingest(self._follower.new())
         # All that was told is in the log by now: the totals are those of what has been read.
-        if not self._follower.is_behind and now_s - self._saved_s >= _SAVE_EVERY_S:
+        due = at_once or now_s - self._saved_s >= _SAVE_EVERY_S
+        if due and not self._follower.is_behind:
             self._saved_s = now_s
             windows = self._windows
             try:
@@ -132,6 +133,8 @@ class MonitorActor:
         return self._windows.report(time.time())
 
     def prometheus(self) -> bytes:
+        """What was shown is saved: a counter that were less after a restart would count anew."""
+        self._catch_up(at_once=True)
         report = self.report()
         return prometheus_text(report.stats, report)
 

@@ -361,6 +361,24 @@ def test_counters_survive_a_restart_to_the_last_answer(tmp_path: Path, clock: Cl
     assert b'firstline_messages_total{reason="trusted"} 323.0' in again.prometheus()
 
 
+def test_what_prometheus_was_shown_is_never_less_after_a_restart(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """Less is a reset to Prometheus, which then counts all of it once more."""
+    AuditLog(tmp_path, "router-1", lambda: NOW_S).append(traffic(20))
+    monitor = MonitorActor(tmp_path)
+    monitor.note_router(told((CLASSIFY, 20), (FAILED, 3)))
+    monitor.count_bad_outputs(2)
+    shown = monitor.prometheus()
+    again = MonitorActor(tmp_path).prometheus()
+
+    def counters(text: bytes) -> list[str]:
+        return [line for line in text.decode().splitlines() if "_total" in line]
+
+    assert counters(again) == counters(shown)
+    assert "firstline_bad_outputs_total 2.0" in counters(shown)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"offsets": {}, "totals": {"x": 1}}'])
 def test_counters_that_cannot_be_read_begin_with_the_log(
     tmp_path: Path, clock: Clock, content: str
