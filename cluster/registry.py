@@ -270,7 +270,7 @@ def champion(settings: Settings) -> str | None:
         RegistryError: the registry cannot be asked; `champion_here` may know.
     """
     found = next((item.id for item in list_registered(settings) if item.champion), None)
-    if found is not None:
+    if found is not None and found != champion_here(settings):
         note_champion(settings, found)
     return found
 

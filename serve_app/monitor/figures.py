@@ -30,6 +30,7 @@ _NEWEST: Final = 500
 _AT_LEAST: Final = 100
 _AT_LEAST_LATE: Final = 20
 _STALE_S: Final = 600.0
+_SENT_AT_LEAST: Final = 10
 _RUN: Final = 100
 _ONE_CLASS: Final = 0.95
 _ONE_CLASS_RISE: Final = 0.05
@@ -63,6 +64,23 @@ class Recent:
     @property
     def degraded_share(self) -> float:
         return min(mean(self.newest["degraded"]) or 0.0, mean(self.late["degraded"]) or 0.0)
+
+    @property
+    def unanswered_share(self) -> float:
+        """Of the messages that the rule sent to the cloud, those that it did not answer.
+
+        Where the edge is trusted with nearly all, few answers are degraded however dead the cloud.
+        """
+        newest, late = _sent(self.newest), _sent(self.late)
+        if len(newest) < _SENT_AT_LEAST:
+            return 0.0
+        now = late if len(late) else _sent(self.fresh)
+        return min(mean(newest["degraded"]) or 0.0, mean(now["degraded"]) or 0.0)
+
+
+def _sent(rows: Rows) -> Rows:
+    """What the rule wanted the cloud to answer."""
+    return rows[rows["degraded"] | ~(rows["edge"] | rows["kept"])]
 
 
 def recent(rows: Rows, now_s: float, bad_outputs: int, alone_is_odd: bool) -> Recent:

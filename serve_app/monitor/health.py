@@ -59,8 +59,10 @@ def find_alerts(
     if stats.messages >= limits.min_records and stats.accuracy.labelled >= limits.min_labels:
         found.append(_under(AlertName.ACCURACY, stats.accuracy.share, limits.min_accuracy))
     if len(newest) >= _SOME:
-        share = recent.degraded_share
-        found.append(_over(AlertName.DEGRADED, share, limits.max_degraded_share))
+        share, of_sent = recent.degraded_share, recent.unanswered_share
+        if share > limits.max_degraded_share or of_sent > limits.max_unanswered_share:
+            words = f"{of_sent:.1%} of those that were to be escalated"
+            found.append(_alert(AlertName.DEGRADED, share, limits.max_degraded_share, words))
     if recent.one_class is not None:
         name, share, before = recent.one_class
         found.append(_alert(AlertName.ONE_CLASS, share, before, labels[name]))
@@ -88,7 +90,7 @@ _ALERTS: Final[Mapping[AlertName, str]] = {
     AlertName.COST: "A message costs ${:.4f}, over ${:g}.",
     AlertName.LATENCY: "The p95 latency is {:.0f} ms, over {:g} ms.",
     AlertName.BAD_OUTPUTS: "{:g} model outputs were NaN or infinite.",
-    AlertName.DEGRADED: "{:.1%} of the newest answers are degraded, over {:.0%}.",
+    AlertName.DEGRADED: "{0:.1%} of the newest answers are degraded, {2}.",
     AlertName.ONE_CLASS: "{0:.1%} of the newest answers are {2!r}, of those before {1:.1%}.",
     AlertName.REFUSED: "{:.1%} of requests are refused by our fault, over {:.0%}: {}.",
     AlertName.NOT_READY: "The service is not ready: {2}.",
@@ -193,6 +195,7 @@ _PENALTIES: Final[Mapping[AlertName, float]] = {
     AlertName.DISK: 30.0,
 }
 _DEGRADED_PENALTY: Final = 60.0
+_UNANSWERED_PENALTY: Final = 30.0
 _SOME: Final = 20
 _SOME_REFUSED: Final = 3
 _HEALTHY_SCORE: Final = 80
@@ -208,7 +211,8 @@ def health(
     beyond: weight * (0.5 + min(0.5, |value - limit| / limit)). Weights: accuracy 60, bad outputs
     60, refused 60, one class 60, latency 40, cost 30, edge share 30. For bad outputs the excess is
     their share of messages. Not ready costs 60 and a disk nearly full 30, each as a whole. Degraded
-    answers cost 60 points times their share of the newest.
+    answers cost 60 points times their share of the newest, or 30 times their share of what was to
+    be escalated, whichever is more.
 
     Healthy: no alert and 80 points or more. Critical: under 50. Degraded: between. Unknown, with no
     score: fewer than `min_records` messages, and no alert.
@@ -221,8 +225,9 @@ def health(
         for alert in alerts
         if alert.name is not AlertName.DEGRADED
     }
-    if recent.degraded_share:
-        penalties["degraded_answers"] = _DEGRADED_PENALTY * recent.degraded_share
+    degraded = _DEGRADED_PENALTY * recent.degraded_share
+    if lost := max(degraded, _UNANSWERED_PENALTY * recent.unanswered_share):
+        penalties["degraded_answers"] = lost
     score = round(max(0.0, 100.0 - sum(penalties.values())))
     if score < _CRITICAL_SCORE:
         status = HealthStatus.CRITICAL

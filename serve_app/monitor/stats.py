@@ -35,6 +35,7 @@ class AlertThresholds(_Model):
     max_cost_usd: float = Field(0.01, gt=0, description="per message")
     max_p95_ms: float = Field(150.0, gt=0, description="a list's time, shared by its messages")
     max_degraded_share: float = Field(0.05, ge=0, le=1)
+    max_unanswered_share: float = Field(0.5, ge=0, le=1, description="of what is escalated")
     max_refused_share: float = Field(0.05, ge=0, le=1, description="of requests, by our fault")
     min_records: int = Field(100, ge=1, description="no alert of theirs on fewer")
     min_labels: int = Field(50, ge=1, description="no accuracy alert on fewer feedback labels")

@@ -59,6 +59,27 @@ def test_a_good_day_hides_no_open_circuit(span_s: float) -> None:
     assert any("it was not asked" in text for text in report.recommendations)
 
 
+def test_a_dead_cloud_is_seen_where_the_edge_is_trusted_with_nearly_all() -> None:
+    """3% of answers are degraded then, which is little, and all that was to be escalated."""
+    records = [
+        one._replace(route="edge", reason="circuit_open", degraded=True)
+        if one.route == "cloud" else one
+        for one in good_day(0.0)[-500:]
+    ]  # fmt: skip
+    trusted = [one._replace(route="edge", reason="trusted", degraded=False)
+               if one.degraded and i % 3 else one for i, one in enumerate(records)]  # fmt: skip
+    windows = Windows()
+    windows.ingest(trusted)
+    report = windows.report(NOW_S)
+    assert report.stats.degraded_share is not None
+    assert report.stats.degraded_share < 0.05
+    assert names(report) == {AlertName.DEGRADED}
+    assert report.health.score == 70
+    well = [answer(f"well-{i}", -i, label=CLASSES[i % 3]) for i in range(30)]
+    windows.ingest([*well, to_cloud(answer("sent", -31))])
+    assert windows.report(NOW_S + 40).alerts == []
+
+
 def test_a_few_degraded_answers_among_few_are_enough() -> None:
     report = report_on(circuit_open(30, 60.0))
     assert names(report) == {AlertName.DEGRADED}
