@@ -108,7 +108,7 @@ def register_bundle(settings: Settings, bundle: ModelBundle) -> None:
     try:
         _register_unregistered(settings)
         _register_bundle(settings, bundle)
-    except RegistryError as error:
+    except (RegistryError, OSError) as error:  # such as a server's artifacts out of our reach
         _register_later(settings, f"bundle-{bundle.sha256}", error)
 
 
@@ -117,7 +117,7 @@ def _register_bundle(settings: Settings, bundle: ModelBundle) -> None:
     _register(settings, f"firstline-{bundle.manifest.role}", bundle.path, {_SHA256: bundle.sha256})
 
 
-def _register_later(settings: Settings, name: str, error: RegistryError) -> None:
+def _register_later(settings: Settings, name: str, error: Exception) -> None:
     write_text(settings.home / _UNREGISTERED / name, "")
     log.warning("%s is on this disk, and will be registered by the next command. %s", name, error)
 
@@ -190,7 +190,7 @@ def register_release(settings: Settings, release: Release) -> None:
     try:
         _register_unregistered(settings)
         _register_release(settings, release)
-    except RegistryError as error:
+    except (RegistryError, OSError) as error:  # such as a server's artifacts out of our reach
         _register_later(settings, f"release-{release.id}", error)
 
 

@@ -195,7 +195,7 @@ def log_stage(
     """
     try:
         return _log(settings, stage, params, metrics, history, files, tags or {})
-    except RegistryError as error:
+    except (RegistryError, OSError) as error:
         log.warning("The stage %s was not logged; what it made is kept. %s", stage, error)
         return None
 

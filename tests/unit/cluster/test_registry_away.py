@@ -261,3 +261,18 @@ def test_nothing_of_mlflows_is_on_stdout(settings: Settings, tmp_path: Path) -> 
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout == ""
     assert found.stderr.endswith("True")
+
+
+def test_artifacts_out_of_reach_are_registered_later_too(
+    settings: Settings, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may answer while the disk or bucket behind it does not."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/mlartifacts")
+
+    with monkeypatch.context() as away:
+        away.setattr("mlflow.MlflowClient.log_artifacts", fails)
+        register_bundle(settings, store_bundle(settings, pair.edge))
+    register_bundle(settings, store_bundle(settings, pair.cloud))
+    assert fetch_bundle(settings, "edge") == bundle_path(settings, pair.edge.sha256)
