@@ -187,6 +187,13 @@ class Totals:
     def count_abuse(self, kind: str, action: str) -> None:
         count_up(self.abuse, (kind, action), _MAX_ABUSE_KINDS)
 
+    def requests_untagged(self) -> list[tuple[RequestEvent, int]]:
+        """In order, each status, code and release of a route once."""
+        found: Counter[RequestEvent] = Counter()
+        for event, count in self.requests.items():
+            found[event._replace(tags=())] += count
+        return sorted(found.items())
+
     def count_requests(self, events: Events) -> None:
         for event, count in events.items():
             count_up(self.requests, event, _MAX_EVENTS, count)

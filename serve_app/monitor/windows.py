@@ -287,7 +287,7 @@ class Windows:
                     release=event.release,
                     requests=count,
                 )
-                for event, count in sorted(totals.requests.items())
+                for event, count in totals.requests_untagged()
             ],
         )
 

@@ -437,13 +437,15 @@ def test_prometheus_shows_requests_by_status_and_code_and_every_alert() -> None:
     from serve_app.monitor.prometheus import prometheus_text
 
     windows = Windows()
-    windows.note_router(told((FAILED, 12), problems=("no disk",)), NOW_S)
+    hurried = FAILED._replace(tags=(HURRIED,))
+    windows.note_router(told((FAILED, 7), (hurried, 5), problems=("no disk",)), NOW_S)
     report = windows.report(NOW_S)
     text = prometheus_text(report.stats, report).decode()
     assert (
         'firstline_requests_total{code="audit_failed",release="r1",route="/v1/classify",'
         'status="503"} 12.0'
     ) in text
+    assert text.count('code="audit_failed"') == 1, "a series stands once, whatever the tags"
     assert 'firstline_alert{name="not_ready"} 1.0' in text
     assert 'firstline_alert{name="latency"} 0.0' in text
     assert "firstline_health_score 0.0" in text
