@@ -143,7 +143,8 @@ class RequestEvent(NamedTuple):
     """How one request ended, answered or not. Nothing in it is what a client has written.
 
     `route` is the path as our schema has it. `status` is 499 where the client was gone. `code` is
-    the error's, empty for an answer; `release` is that which was asked, empty for none.
+    the error's, empty for an answer; `release` is that which was asked, empty for none. `tags` are
+    words of ours, such as HURRIED, and no label of a figure.
     """
 
     route: str
