@@ -69,7 +69,7 @@ class RouterReport(NamedTuple):
 class RequestCounts:
     """Counts a router's requests, and sees when it refuses all of them.
 
-    A request that came with a deadline of its own says nothing of us: a millisecond is too little.
+    That one with a deadline of its own had no answer says nothing of us: a millisecond is too little.
     """
 
     def __init__(self) -> None:
@@ -79,9 +79,9 @@ class RequestCounts:
 
     def add(self, event: RequestEvent, now_s: float) -> None:
         count_up(self.events, event, _MAX_EVENTS)
-        if not event.asks or HURRIED in event.tags:
+        if not event.asks:
             return
-        if event.status >= 500:
+        if event.status >= 500 and HURRIED not in event.tags:
             self._in_a_row += 1
             self._last = (event.code, now_s)
         elif event.status < 400:

@@ -322,6 +322,10 @@ def test_clients_that_hardly_wait_cannot_make_it_unready() -> None:
     for _ in range(100):
         counts.add(FAILED._replace(code="no_answer", tags=(HURRIED,)), NOW_S)
     assert counts.problem(NOW_S) is None
+    for _ in range(9):
+        counts.add(FAILED, NOW_S)
+    counts.add(CLASSIFY._replace(tags=(HURRIED,)), NOW_S)
+    assert counts.problem(NOW_S) is None, "one that was answered says that others may be"
 
 
 # ---- over restarts
