@@ -51,8 +51,14 @@ class AuditRecord(NamedTuple):
     request_size: int = 1
 
     def to_json(self) -> bytes:
-        """One line of strict JSON; NaN and infinities become the strings that `float()` reads."""
-        return _dumps(dict(zip(_ANSWER_KEYS, (ANSWER, *self), strict=True)))
+        """One line of strict JSON; NaN and infinities become the strings that `float()` reads.
+
+        A request of one message, as most are, leaves out its size.
+        """
+        value = dict(zip(_ANSWER_KEYS, (ANSWER, *self), strict=True))
+        if self.request_size == 1:
+            del value["request_size"]
+        return _dumps(value)
 
 
 class FeedbackRecord(NamedTuple):
@@ -138,7 +144,7 @@ ANSWER_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "offline": as_flag,
     "request_size": as_size,
 }
-_LATER: Final = frozenset({"request_size"})  # that records of an older version lack
+_LATER: Final = frozenset({"request_size"})  # that a record may lack
 _FEEDBACK_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "id": as_text,
     "time_s": as_time,

@@ -69,7 +69,7 @@ class RouterReport(NamedTuple):
 class RequestCounts:
     """Counts a router's requests, and sees when it refuses all of them.
 
-    That one with a deadline of its own had no answer says nothing of us: a millisecond is too little.
+    One with a deadline of its own that had no answer says nothing of us: it may be a millisecond.
     """
 
     def __init__(self) -> None:

@@ -113,6 +113,7 @@ def read_info(settings: Settings) -> ServiceInfo | None:
 
 
 def write_info(settings: Settings, info: ServiceInfo) -> None:
+    settings.home.mkdir(parents=True, exist_ok=True)
     known = info.model_copy(update={"home_inode": settings.home.stat().st_ino})
     write_json(settings.home / STATE, known.model_dump(mode="json"))
 
