@@ -9,6 +9,7 @@ FirstlineError
 ├── GateError        a bundle was refused by the gate
 ├── CertifyError     a wanted risk cannot be certified
 ├── ReleaseError     a release is broken, unknown, or mixes parts that do not belong together
+├── RegistryError    the registry does not answer, or cannot be read
 ├── AuditError       a decision could not be written down, so the answer must not leave
 └── ServiceError     the service cannot be started or reached
 """
@@ -48,6 +49,10 @@ class CertifyError(FirstlineError):
 
 class ReleaseError(FirstlineError):
     """A release is broken, unknown, or mixes parts that do not belong together."""
+
+
+class RegistryError(FirstlineError):
+    """The registry does not answer, or cannot be read."""
 
 
 class AuditError(FirstlineError):

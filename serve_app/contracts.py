@@ -139,6 +139,39 @@ TierCall = Callable[[list[str], float], Awaitable[Sequence[Prediction | None]]]
 Outcome = Prediction | Exception
 
 
+class RequestEvent(NamedTuple):
+    """How one request ended, answered or not. Nothing in it is what a client has written.
+
+    `route` is the path as our schema has it. `status` is 499 where the client was gone. `code` is
+    the error's, empty for an answer; `release` is that which was asked, empty for none. `tags` are
+    words of ours, such as HURRIED, and no label of a figure.
+    """
+
+    route: str
+    status: int
+    code: str
+    release: str
+    tags: tuple[str, ...] = ()
+
+    @property
+    def asks(self) -> bool:
+        """It wanted an answer to messages."""
+        return self.route == "/v1/classify" or self.route.endswith("/infer")
+
+    @property
+    def works(self) -> bool:
+        """It wanted something done, and not only to look."""
+        return self.asks or self.route.startswith(("/v1/feedback", "/v1/jobs"))
+
+    @property
+    def refused(self) -> bool:
+        """By us, for a reason that is not the client's."""
+        return self.status >= 500 or self.code == "overloaded"
+
+
+HURRIED = "hurried"  # the tag of a request with a deadline of its own
+
+
 class AbuseKind(StrEnum):
     """What a key does."""
 

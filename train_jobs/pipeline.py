@@ -23,6 +23,7 @@ from cluster.errors import ConfigError, FirstlineError
 from cluster.files import write_json
 from cluster.progress import Report, stage
 from cluster.settings import Settings, load_settings
+from cluster.tracking import check_store
 from serve_app.guard.config import BUILT_IN, read_guard
 from serve_app.model.classifier import OnnxClassifier
 from train_jobs import calibrate, card, compress, dapt, data, distill, finetune, gate, recipe
@@ -223,6 +224,7 @@ def run(config: PipelineConfig, settings: Settings) -> PipelineResult:
     Raises:
         FirstlineError: any stage's refusal.
     """
+    check_store(settings)  # away, it would be found out after the first stage
     source = check_base(config.dapt.base)
     distill.check_shape(config.distill, source)
     stages_s: dict[str, float] = {}

@@ -6,6 +6,7 @@ and `calibration`; the sweep and the choice see `tune`, the certificate `certify
 """
 
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,7 @@ from tune.reporting.models import Latency, Measured, PerTier, ReleaseReport
 from tune.reporting.page import DisagreementRow, write
 from tune.reporting.pictures import draw
 from tune.reporting.report import build_report
-from tune.select import Selection, Wanted, check_classes, select
+from tune.select import Selection, Wanted, check_rules, select
 from tune.sweep import search
 
 PICTURES: Final = "pictures.json"
@@ -68,6 +69,16 @@ class Pricing:
                     f"--{tier}-usd and --{tier}-usd-per-s are both given: a message has one price. "
                     "Leave one out."
                 )
+
+    @property
+    def stated(self) -> Prices:
+        """As far as they are known before a message was measured: what is not stands in no way."""
+        nothing = {
+            "edge_usd": None if self.edge_usd_per_s is None else sys.float_info.min,
+            "cloud_usd": None if self.cloud_usd_per_s is None else sys.float_info.max,
+        }
+        given = {name: getattr(self, name) or usd for name, usd in nothing.items()}
+        return Prices(**{name: usd for name, usd in given.items() if usd is not None})
 
     def of(self, table: Table) -> Prices:
         """Per message; a price per second times the mean time of a message in this table."""
@@ -102,11 +113,11 @@ class TuneConfig:
         Args:
             labels: all that the models answer with.
         """
-        check_classes(self.rules, labels)
-        limits, usd = self.limits, self.pricing.edge_usd
+        check_rules(self.rules, labels)
+        limits = self.limits
         if self.pricing.edge_usd_per_s is not None:  # what a message costs is still to be measured
             limits = limits.model_copy(update={"cost_usd": None})
-        self._wanted(limits, Prices() if usd is None else Prices(edge_usd=usd)).check()
+        self._wanted(limits, self.pricing.stated).check()
 
     def wanted(self, table: Table) -> Wanted:
         """The same with the prices of a message."""
@@ -285,6 +296,7 @@ def make(
         ),
         created_at=selection.certificate.created_at,
     )
+    report = report.model_copy(update={"warnings": (*report.warnings, *_too_dear(report))})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures = draw(
@@ -314,6 +326,18 @@ def make(
             files=files, tags={"release": release.id, "dataset": pair.fingerprint},
         )  # fmt: skip
     return release, report
+
+
+def _too_dear(report: ReleaseReport) -> list[str]:
+    """A release that costs more than the cloud alone, in words."""
+    cost = report.cost
+    if cost.per_message_usd <= cost.cloud_only_usd:
+        return []
+    return [
+        f"A message costs ${cost.per_message_usd:.5f}, {-cost.savings_vs_cloud_only:.1%} more than "
+        f"the cloud alone (${cost.cloud_only_usd:.5f}): the edge answers {report.edge_share:.1%}, "
+        "and every message pays it. Allow more risk, escalate less by rules, or correct the prices."
+    ]
 
 
 def report_of(release: Release, latency: Latency | None = None) -> ReleaseReport:

@@ -66,8 +66,9 @@ class Wanted:
     strict: bool = False
 
     def check(self) -> None:
-        """Raises ConfigError for what nothing can meet."""
+        """Raises ConfigError for what nothing can meet, and for what can only cost more."""
         self.limits.check(self.prices, self.confidence)
+        check_prices(self.prices)
         others = [OPTION[kind] for kind in self.limits.stated if kind != "risk"]
         if self.per_class and (others or self.limits.risk is None):
             raise ConfigError(
@@ -290,6 +291,31 @@ def _check(tune: Table, certify_on: Table) -> None:
                 f"The tables of {tune.split!r} and {certify_on.split!r} differ in {name}: {left} "
                 f"and {right}. Replay both splits of one dataset with one pair of bundles."
             )
+
+
+def check_prices(prices: Prices) -> None:
+    """Raises ConfigError where an edge cannot save anything, whatever it answers."""
+    if prices.edge_usd >= prices.cloud_usd:
+        raise ConfigError(
+            f"An answer of the edge costs ${prices.edge_usd:g} and one of the cloud "
+            f"${prices.cloud_usd:g}: every message pays the edge, so whatever is tuned is dearer "
+            "than the cloud alone. Correct --edge-usd or --cloud-usd, or their prices per second."
+        )
+
+
+def check_rules(rules: Rules, labels: Sequence[str]) -> None:
+    """Raises ConfigError for rules that name no class of the models, or leave the edge nothing."""
+    check_classes(rules, labels)
+    option = None
+    if rules.max_words is not None and rules.max_words < 1:
+        option = f"--max-words is {rules.max_words}: every message has a word"
+    elif set(labels) <= set(rules.always_escalate):
+        option = f"--always-escalate names all {len(labels)} classes"
+    if option is not None:
+        raise ConfigError(
+            f"{option}, so all of them would go to the cloud, and the edge be paid for nothing. "
+            "Correct the option, or leave it out."
+        )
 
 
 def check_classes(rules: Rules, labels: Sequence[str]) -> None:

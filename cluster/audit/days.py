@@ -48,6 +48,11 @@ def days_of(folder: Path) -> list[str]:
     return sorted({match[1] for match in matches if match})
 
 
+def is_log(path: Path) -> bool:
+    """By its name, a writer's file."""
+    return _LOG_NAME.fullmatch(path.name) is not None
+
+
 def files_of(folder: Path, day: str) -> tuple[Path | None, list[Path]]:
     """A day's compacted file, if any, and its writers' files."""
     parquet = folder / f"{day}.parquet"

@@ -15,6 +15,7 @@ from cluster.audit.records import (
     as_flag,
     as_number,
     as_numbers,
+    as_size,
     as_text,
     as_text_or_none,
     as_time,
@@ -46,6 +47,7 @@ def schema_of(sources: Sequence[Sequence[str]]) -> Any:
         as_chance: pa.float64(),
         as_numbers: pa.map_(pa.string(), pa.float64()),
         as_flag: pa.bool_(),
+        as_size: pa.int32(),
     }
     columns = [("kind", pa.string())]
     columns += [(name, kinds[read]) for name, read in ANSWER_FIELDS.items()]

@@ -26,7 +26,7 @@ class AuditRecord(NamedTuple):
     service explores. `cached`: no model ran; route and reason are those of the same text before,
     and it cost nothing. `shadow_of` is the id of the answer whose message this release saw too,
     without answering it; None for an answer. `offline`: a row of a job, which the monitor passes
-    over.
+    over. `request_size` is how many messages its request had, whose latency they share.
     """
 
     id: str
@@ -48,10 +48,17 @@ class AuditRecord(NamedTuple):
     cached: bool = False
     shadow_of: str | None = None
     offline: bool = False
+    request_size: int = 1
 
     def to_json(self) -> bytes:
-        """One line of strict JSON; NaN and infinities become the strings that `float()` reads."""
-        return _dumps(dict(zip(_ANSWER_KEYS, (ANSWER, *self), strict=True)))
+        """One line of strict JSON; NaN and infinities become the strings that `float()` reads.
+
+        A request of one message, as most are, leaves out its size.
+        """
+        value = dict(zip(_ANSWER_KEYS, (ANSWER, *self), strict=True))
+        if self.request_size == 1:
+            del value["request_size"]
+        return _dumps(value)
 
 
 class FeedbackRecord(NamedTuple):
@@ -105,6 +112,12 @@ def as_flag(value: Any) -> bool:
     return value
 
 
+def as_size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
+        raise TypeError(f"{value!r} is no number of messages")
+    return value
+
+
 def as_numbers(value: Any) -> dict[str, float]:
     return {as_text(name): as_number(number) for name, number in value.items()}
 
@@ -129,7 +142,9 @@ ANSWER_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "cached": as_flag,
     "shadow_of": as_text_or_none,
     "offline": as_flag,
+    "request_size": as_size,
 }
+_LATER: Final = frozenset({"request_size"})  # that a record may lack
 _FEEDBACK_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "id": as_text,
     "time_s": as_time,
@@ -178,7 +193,12 @@ def parse(line: str | bytes) -> Record:
 def build(value: Mapping[str, Any]) -> Record:
     kind = value["kind"]
     if kind == ANSWER:
-        return AuditRecord(**{name: read(value[name]) for name, read in ANSWER_FIELDS.items()})
+        known = {
+            name: read(value[name])
+            for name, read in ANSWER_FIELDS.items()
+            if name not in _LATER or value.get(name) is not None
+        }
+        return AuditRecord(**known)
     if kind == FEEDBACK:
         return FeedbackRecord(
             **{name: read(value[name]) for name, read in _FEEDBACK_FIELDS.items()}

@@ -34,6 +34,10 @@ from cluster.audit.records import Record
 from cluster.errors import AuditError, ConfigError
 
 _WRITER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# What `check` writes and takes away again: as much as a request of 24 answers needs.
+_CHECK_BYTES: Final = 1 << 14
+_LOW_SHARE: Final = 0.02
+_LOW_BYTES: Final = 256 << 20  # some 400,000 answers
 
 
 # ---- writing ------------------------------------------------------------------------------------
@@ -93,6 +97,38 @@ class AuditLog:
                     self._refuse(error)
                 raise
 
+    def check(self) -> str | None:
+        """Whether a record could be written now, tried without one; what will soon prevent it.
+
+        Raises:
+            AuditError: none could.
+        """
+        with self._lock:
+            if self._closed:
+                raise AuditError(f"The audit log of {self._writer} is closed; no answer may leave.")
+            try:
+                if self._descriptor is not None or self._path(day_of(self._clock())).exists():
+                    fcntl.flock(self._lock_today(), fcntl.LOCK_UN)
+                self._try_disk()
+                disk = os.statvfs(self._folder)
+            except OSError as error:
+                with suppress(OSError):
+                    self._release()
+                self._refuse(error)
+        free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        if free < min(_LOW_SHARE * size, _LOW_BYTES):
+            return f"the audit log's disk is nearly full: {free / 1e6:,.0f} MB are free"
+        return None
+
+    def _try_disk(self) -> None:
+        path = self._folder / f".{self._writer}.check"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(descriptor, bytes(_CHECK_BYTES))
+        finally:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Idempotent. Nothing is buffered, so nothing is flushed."""
         with self._lock:
@@ -103,7 +139,7 @@ class AuditLog:
         """The descriptor of today's file, its lock held.
 
         The day is checked again under the lock: once `compact` has had the lock of a closed day's
-        file, nobody writes to it. A file deleted behind our back is made again.
+        file, nobody writes to it. A file deleted or moved behind our back is made again.
         """
         while True:
             day = day_of(self._clock())
@@ -111,17 +147,28 @@ class AuditLog:
                 self._open(day)
             assert self._descriptor is not None
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            if day == day_of(self._clock()) and os.fstat(self._descriptor).st_nlink:
+            if day == day_of(self._clock()) and self._is_in_place(self._descriptor):
                 return self._descriptor
             self._release()
 
+    def _is_in_place(self, descriptor: int) -> bool:
+        """The open file is the one that readers find: neither deleted nor moved with its folder."""
+        try:
+            found = os.stat(self._path(self._day))
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(descriptor))
+
     def _open(self, day: str) -> None:
         self._release()
-        path = self._folder / f"{day}-{self._writer}.jsonl"
-        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._descriptor = os.open(self._path(day), flags, 0o600)
         self._day = day
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         _cut_torn_line(self._descriptor)
+
+    def _path(self, day: str) -> Path:
+        return self._folder / f"{day}-{self._writer}.jsonl"
 
     def _release(self) -> None:
         """Closes the file, and with it gives up its lock."""

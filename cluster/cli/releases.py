@@ -7,7 +7,7 @@ import typer
 
 from cluster.cli.report import amount
 from cluster.cli.terminal import Json, friendly, print_json, say
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, RegistryError, ServiceError
 from cluster.settings import Settings, load_settings
 
 commands = typer.Typer()
@@ -24,10 +24,15 @@ def releases_list(as_json: Json = False) -> None:
     """
     from dataclasses import asdict, replace
 
-    from cluster.registry import list_registered
+    from cluster.registry import list_here, list_registered
 
     settings = load_settings()
-    found, routed = list_registered(settings), _routed(settings)
+    try:
+        found = list_registered(settings)
+    except RegistryError as error:
+        say(f"{error} Here is what is on this disk.")
+        found = list_here(settings)
+    routed = _routed(settings)
     if routed is not None:
         found = [replace(item, champion=item.id == routed.champion) for item in found]
     if as_json:
@@ -92,10 +97,18 @@ def releases_show(release: Annotated[str, typer.Argument(help="Its id.")]) -> No
 
 
 def _move(settings: Settings, target: str, alias: Callable[[], Any]) -> None:
-    """Moves a running service first, the alias after: the registry never names what is not up."""
+    """Moves a running service first, the alias after: the registry never names what is not up.
+
+    What the registry would refuse, or that it is away, is said before anything moves.
+    """
+    from cluster.registry import check_promotable
     from serve_app.service import lifecycle, releases
 
-    running = lifecycle.status(settings).running
+    check_promotable(settings, target)
+    found = lifecycle.status(settings)
+    if found.starting:
+        raise ServiceError(f"Nothing was moved: {found.problems[0]}. Try again once it answers.")
+    running = found.running
     if running:
         releases.promote(settings, target)
     alias()
@@ -174,7 +187,7 @@ def releases_rollback() -> None:
 
     Example: firstline releases rollback
     """
-    from cluster.registry import rollback, rollback_target
+    from cluster.registry import note_champion, rollback, rollback_target
     from serve_app.service import releases
 
     settings = load_settings()
@@ -182,4 +195,15 @@ def releases_rollback() -> None:
     if routed is not None and len(routed.releases) > 1:
         say(f"{releases.rollback(settings).release} answers alone again.")
         return
-    _move(settings, rollback_target(settings), lambda: rollback(settings))
+    try:
+        target = rollback_target(settings)
+    except RegistryError as error:
+        if routed is None:
+            raise
+        # The way back has to work now: the service knows who answered before.
+        back = releases.rollback(settings).release
+        note_champion(settings, back)
+        say(f"{back} answers now. Once the registry is back: firstline releases promote {back}. "
+            f"{error}")  # fmt: skip
+        return
+    _move(settings, target, lambda: rollback(settings))

@@ -50,11 +50,17 @@ def report_of_release(settings: Settings, release_id: str | None) -> tuple[Any, 
 
 
 def which(settings: Settings) -> str:
-    from cluster.errors import ReleaseError
-    from cluster.registry import champion
+    """The champion, or the newest release; as this disk knows it where the registry is away."""
+    from cluster.errors import RegistryError, ReleaseError
+    from cluster.registry import champion, champion_here
     from cluster.releases import list_releases
 
-    found = champion(settings) or next(reversed(list_releases(settings)), None)
+    try:
+        found = champion(settings)
+    except RegistryError as error:
+        say(f"{error} Going on with what is on this disk.")
+        found = champion_here(settings)
+    found = found or next(reversed(list_releases(settings)), None)
     if found is None:
         raise ReleaseError(f"There is no release in {settings.home}. Run `firstline tune`.")
     return found
@@ -80,7 +86,7 @@ def show(report: Any) -> None:
         *((f"certified {kind.replace('_', ' ')}", _promised(kind, promise, certificate))
           for kind, promise in certificate.promises.items()),
         ("cost per message", f"${report.cost.per_message_usd:.5f}   "
-         f"({report.cost.savings_vs_cloud_only:.1%} less than cloud-only)"),
+         f"({_saved(report.cost.savings_vs_cloud_only)} than cloud-only)"),
         ("size, edge", f"{report.size_bytes.edge / 1e6:.1f} MB   "
          f"({1 - report.size_bytes.edge / report.size_bytes.cloud:.1%} less than the cloud's "
          f"{report.size_bytes.cloud / 1e6:.1f} MB)"),
@@ -93,6 +99,10 @@ def show(report: Any) -> None:
     for name, value in rows:
         typer.echo(f"  {name:<24} {value}")
     typer.echo(f"What is certified assumes {certificate.assumes}.")
+
+
+def _saved(share: float) -> str:
+    return f"{share:.1%} less" if share >= 0 else f"{-share:.1%} more"
 
 
 def amount(kind: str, value: float) -> str:

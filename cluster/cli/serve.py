@@ -1,7 +1,6 @@
 """`firstline serve`, `classify`, `status`, `stop`, `compact`: the running service."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -9,7 +8,7 @@ import typer
 
 from cluster.cli.report import ms, time_one_by_one, which
 from cluster.cli.terminal import Json, friendly, print_json, say
-from cluster.errors import ConfigError, DataError, FirstlineError, ServiceError
+from cluster.errors import ConfigError, DataError, FirstlineError, RegistryError, ServiceError
 from cluster.files import read_json
 from cluster.settings import Settings, load_settings
 
@@ -37,7 +36,7 @@ def serve(
 
     Example: firstline serve --port 8000
     """
-    from cluster.registry import fetch_release, promote
+    from cluster.registry import fetch_release, note_champion, promote
     from serve_app.service import lifecycle
 
     settings = load_settings()
@@ -46,8 +45,13 @@ def serve(
     say(f"Starting release {wanted} on http://{host}:{port} ...")
 
     def up(info: Any) -> None:
-        with suppress(FirstlineError):  # a release that was never registered can still be served
+        try:
             promote(settings, wanted)
+        except RegistryError as error:
+            note_champion(settings, wanted)
+            say(f"Once the registry is back: firstline releases promote {wanted}. {error}")
+        except FirstlineError:
+            pass  # a release that was never registered can still be served
         say(f"Serving {info.release} at {info.url} (docs at {info.url}/docs).")
 
     if detach:
@@ -266,7 +270,7 @@ def status(as_json: Json = False) -> None:
     if as_json:
         print_json(found.model_dump(mode="json"))
     elif not found.running or found.info is None:
-        typer.echo("No service is running.")
+        typer.echo("A service is starting." if found.starting else "No service is running.")
     else:
         typer.echo(f"{found.info.release} at {found.info.url}: "
                    f"{'ready' if found.ready else 'not ready'}")  # fmt: skip

@@ -40,11 +40,6 @@ def friendly(command: Callable[..., Any]) -> Callable[..., Any]:
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
             say(f"firstline: {error.strerror or error}{where}")
-        except Exception as error:
-            if not type(error).__module__.startswith("mlflow."):
-                raise
-            say(f"firstline: MLflow refused, or does not answer: {str(error).splitlines()[0]} "
-                 "Check MLFLOW_TRACKING_URI, and that the server is up.")  # fmt: skip
         raise typer.Exit(2)
 
     return wrapped

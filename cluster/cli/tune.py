@@ -51,6 +51,13 @@ def last_run(settings: Settings) -> Mapping[str, Any]:
     return run
 
 
+def dataset_of(settings: Settings, run: Mapping[str, Any]) -> Path:
+    """Where a run's dataset lies now: in this home, wherever it lay when it was made."""
+    named = Path(run["dataset"])
+    here = settings.home / "datasets" / named.name
+    return here if here.is_dir() else settings.home / named
+
+
 def tuned(settings: Settings, config: Any) -> Any:
     """Replay, sweep, certify and release the pair that was trained last; the report.
 
@@ -66,7 +73,7 @@ def tuned(settings: Settings, config: Any) -> Any:
     from tune.release import SPLITS, Pair, Split, certified, make, sweep, tables
 
     last = last_run(settings)
-    dataset = load_dataset(Path(last["dataset"]))
+    dataset = load_dataset(dataset_of(settings, last))
     config.check(dataset.labels)
     hashes = {role: last[role]["sha256"] for role in ("edge", "cloud")}
     bundles = {

@@ -28,6 +28,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from random import SystemRandom
 from typing import Any, Final, Protocol
 
@@ -175,7 +176,7 @@ class Answerer:
         self._explore(fresh, exploring)
         await self._escalate(works, fresh, timer)
         answers = [self._answered(work, explain) for work in works]
-        await self._write_down(list(map(self._record_builder.record, works, answers)))
+        await self._write_down(self._records(works, answers, [None] * len(works)))
         self._keep(fresh, caller)
         return answers
 
@@ -191,7 +192,12 @@ class Answerer:
         await self._escalate(works, works, timer)
         made = [self._answered(work, explain=False) for work in works]
         of = [answer.id for answer in seen]
-        await self._write_down(list(map(self._record_builder.record, works, made, of)))
+        await self._write_down(self._records(works, made, of))
+
+    def _records(
+        self, works: Sequence[Work], answers: Sequence[Answered], of: Sequence[str | None]
+    ) -> list[AuditRecord]:
+        return list(map(self._record_builder.record, works, answers, of, repeat(len(works))))
 
     async def _write_down(self, records: Sequence[AuditRecord]) -> None:
         await self._audit.append(records)

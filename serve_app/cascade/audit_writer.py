@@ -10,15 +10,18 @@ written at once, and what arrives while a write is out shares the next one.
 Closed on failure, as cluster/audit/write.py has decided: a record that is not in the file keeps its
 answer from leaving. A write has all of its records or none, so its requests fail together. With a
 disk that hangs, `max_waiting` records are held and more are refused at once.
+
+`check` asks the log itself, so that a service without traffic knows too, and knows when it is over.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cluster.audit.records import Record
 from cluster.errors import AuditError
@@ -30,6 +33,15 @@ class RecordLog(Protocol):
     """What is written to, in the writer's thread; `cluster.audit.write.AuditLog` is one."""
 
     def append(self, records: Sequence[Record]) -> None: ...
+
+    def check(self) -> str | None: ...
+
+
+class AuditState(NamedTuple):
+    """What keeps records from being written, and what soon will; None: nothing."""
+
+    problem: str | None
+    warning: str | None
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +70,9 @@ class AuditWriter:
         )
         self._waiting: list[_Entry] = []
         self._held = 0
-        self._writes: SimpleQueue[list[_Entry] | None] = SimpleQueue()
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._checking: asyncio.Future[AuditState] | None = None
+        self._found = AuditState(None, None)
         self._writing = False
         self._closed = False
         self._idle = asyncio.Event()
@@ -86,6 +100,19 @@ class AuditWriter:
         finally:
             timer.cancel()
 
+    async def check(self, timeout_s: float = 2.0) -> AuditState:
+        """Whether a record could be written now; never raises."""
+        if self._closed:
+            return AuditState("the audit log is closed", None)
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_future()
+            self._in_thread(partial(self._check, asyncio.get_running_loop(), self._checking))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self._checking)
+        except TimeoutError:
+            return AuditState(f"the audit log's disk does not answer within {timeout_s:g} s", None)
+
     async def close(self, timeout_s: float = 5.0) -> None:
         """Takes in no more, and waits for what is held. Idempotent; the log stays open.
 
@@ -100,7 +127,7 @@ class AuditWriter:
             log.error("%d audit records were not written at shutdown.", self._held)
         given_up, self._waiting = self._waiting, []
         _settle(given_up, "The audit log was closed under a disk that hangs; no answer may leave.")
-        self._writes.put(None)
+        self._work.put(None)
 
     def _refuse(self, count: int) -> None:
         if self._closed:
@@ -115,25 +142,39 @@ class AuditWriter:
         """Hands the thread what waits, unless it has a write already."""
         if self._writing or not self._waiting:
             return
-        if self._thread is None:
-            # A daemon: a disk that hangs must not keep the process from ending.
-            self._thread = threading.Thread(
-                target=self._run, args=(asyncio.get_running_loop(),), name="audit", daemon=True
-            )
-            self._thread.start()
         batch, self._waiting = self._waiting, []
         self._writing = True
         self._idle.clear()
-        self._writes.put(batch)
+        self._in_thread(partial(self._commit, asyncio.get_running_loop(), batch))
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _in_thread(self, work: Callable[[], None]) -> None:
+        if self._thread is None:
+            # A daemon: a disk that hangs must not keep the process from ending.
+            self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+            self._thread.start()
+        self._work.put(work)
+
+    def _run(self) -> None:
         """The thread: one write at a time, until None."""
-        while (batch := self._writes.get()) is not None:
-            why = self._try([record for entry in batch for record in entry.records])
+        while (work := self._work.get()) is not None:
             try:
-                loop.call_soon_threadsafe(self._finished, batch, why)
+                work()
             except RuntimeError:  # the loop is closed, and nobody waits any more
                 return
+
+    def _commit(self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Entry]) -> None:
+        why = self._try([record for entry in batch for record in entry.records])
+        loop.call_soon_threadsafe(self._finished, batch, why)
+
+    def _check(self, loop: asyncio.AbstractEventLoop, done: "asyncio.Future[AuditState]") -> None:
+        try:
+            found = AuditState(None, self._log.check())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+            found = AuditState(f"the audit log cannot be written ({_cause(error)})", None)
+        if found.problem != self._found.problem:  # it is looked at every 2 s
+            log.warning("%s", found.problem or "The audit log can be written again.")
+        self._found = found
+        loop.call_soon_threadsafe(_resolve, done, found)
 
     def _try(self, records: Sequence[Record]) -> str | None:
         """None, or why they could not be written."""
@@ -153,6 +194,17 @@ class AuditWriter:
         self._write()
         if not self._writing:
             self._idle.set()
+
+
+def _cause(error: Exception) -> str:
+    """Without the folder's path: whoever asks /readyz needs no key."""
+    cause = error.__cause__ or error
+    return (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__
+
+
+def _resolve(done: "asyncio.Future[AuditState]", found: AuditState) -> None:
+    if not done.done():
+        done.set_result(found)
 
 
 def _settle(entries: Sequence[_Entry], why: str | None) -> None:

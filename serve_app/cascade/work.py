@@ -156,7 +156,9 @@ class RecordBuilder:
     ) -> "RecordBuilder":
         return cls(policy.threshold, "random" in policy.score.uses, hash_text, now, offline)
 
-    def record(self, work: Work, answer: Answered, shadow_of: str | None = None) -> AuditRecord:
+    def record(
+        self, work: Work, answer: Answered, shadow_of: str | None = None, request_size: int = 1
+    ) -> AuditRecord:
         known = work.cached or work.decision
         return AuditRecord(
             id=answer.id,
@@ -178,6 +180,7 @@ class RecordBuilder:
             cached=answer.cached,
             shadow_of=shadow_of,
             offline=self.offline,
+            request_size=request_size,
         )
 
     def signals(self, decision: Decision | None) -> Mapping[str, float]:

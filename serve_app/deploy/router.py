@@ -37,7 +37,7 @@ from serve_app.cascade.cache import make_cache
 from serve_app.cascade.circuit_breaker import CircuitBreaker
 from serve_app.cascade.escalation import EscalationLimit
 from serve_app.cascade.traffic import Routed, Traffic
-from serve_app.contracts import Caller
+from serve_app.contracts import HURRIED, Caller
 from serve_app.decide.answered import Answered
 from serve_app.decide.cost import Prices
 from serve_app.decide.explain import Alternative
@@ -55,18 +55,21 @@ from serve_app.deploy.wiring import (
     within,
 )
 from serve_app.guard.prepare import prepare, redactor_of
+from serve_app.http.endings import note
 from serve_app.http.idempotency import Idempotency
 from serve_app.http.open_inference import add_v2
 from serve_app.http.routes import create_api
 from serve_app.jobs.routes import Jobs, add_jobs
 from serve_app.jobs.runner import RayRunner
 from serve_app.monitor.client import MonitorClient
+from serve_app.monitor.totals import Expected, RequestCounts, RouterReport
 from serve_app.monitor.windows import Compared
 from serve_app.tiers import gc_settings
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S: Final = 0.5
+_WATCH_EVERY_S: Final = 2.0
 _MAX_SHADOWED: Final = 16  # requests that shadows work on; what comes then, they do not see
 
 
@@ -120,6 +123,11 @@ class Router:
         self._circuits: dict[str, str] = {}
         self._looking, self._looked_s = asyncio.Lock(), -math.inf
         self._missing: list[str] = []
+        self._warnings: list[str] = []
+        self._requests = RequestCounts()
+        self._started_s = time.time()
+        self._watching: asyncio.Task[None] | None = None
+        self._replica = replica
         runner = RayRunner(settings.home, args.jobs)
         self._jobs = Jobs(settings.home, self._champion_id, runner)
 
@@ -132,7 +140,12 @@ class Router:
             Abuse(self._monitor.abuse),
             hosts=Hosts(args.host, args.allowed_hosts),
         )
-        api = create_api(self, admission=admission, idempotency=self._idempotency)
+        api = create_api(
+            self,
+            admission=admission,
+            idempotency=self._idempotency,
+            on_end=lambda event: self._requests.add(event, time.time()),
+        )
         add_jobs(api, self._jobs, admission)
         add_v2(api, self, admission)
         return api
@@ -147,10 +160,13 @@ class Router:
         if is_first:
             self._behind(self._jobs.resume())
             gc_settings.settle()
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
         self._monitor.use(self._routing.champion.release.prices, self._routing.compared)
 
     async def __del__(self) -> None:
         """Called by Serve when this replica has drained: what is still on its way gets there."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._idempotency.close()
         await self._audit_writer.close()
         await self._monitor.close()
@@ -211,6 +227,8 @@ class Router:
     ) -> list[Answered]:
         routing = self._routed()
         answerer = routing.pick(caller)
+        tags = () if caller.deadline_s is None else (HURRIED,)
+        note(release=answerer.release.id, tags=tags)
         answered = await answerer.answer(
             texts, caller=caller, explain=explain, route_only=route_only
         )
@@ -264,11 +282,49 @@ class Router:
                 routing = self._routing
                 names = routing.traffic.routed.releases
                 routed = [routing.answerers[name].release for name in names]
-                found = await asyncio.gather(*map(missing_of, routed))
-                self._missing = [problem for problems in found for problem in problems]
+                look = asyncio.gather(*map(missing_of, routed))
+                audit, found = await asyncio.gather(self._audit_writer.check(), look)
+                own = [audit.problem, self._requests.problem(time.time()), self._monitor.problem]
+                self._missing = [problem for problem in own if problem]
+                self._missing += [problem for problems in found for problem in problems]
+                self._warnings = [audit.warning] if audit.warning else []
                 if routing is self._routing:  # else it is an answer about what was routed before
                     self._looked_s = time.monotonic()
             return self._missing
+
+    def warnings(self) -> list[str]:
+        """Of the last look: what does not keep it from being ready."""
+        away = self._monitor.warning
+        return [*self._warnings, away] if away else self._warnings
+
+    async def _watch(self) -> None:
+        """Looks as whoever asks /readyz, and tells the monitor, which so hears without traffic."""
+        while True:
+            try:
+                await self._monitor.report(await self._report())
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next look may go well
+                log.warning("The monitor was not told how this router does: %r", error)
+            await asyncio.sleep(_WATCH_EVERY_S)
+
+    async def _report(self) -> RouterReport:
+        problems = await self.missing()
+        answerers = self._routed().answerers.values()
+        return RouterReport(
+            router=self._replica,
+            started_s=self._started_s,
+            events=dict(self._requests.events),
+            problems=tuple(problems),
+            warnings=tuple(self._warnings),
+            expected={one.release.id: self._expected(one.release) for one in answerers},
+        )
+
+    def _expected(self, release: ServedRelease) -> Expected:
+        return Expected(
+            edge_share=float(release.card["certificate"]["edge_share"]),
+            edge_usd=release.prices.edge_usd,
+            cloud_usd=release.prices.cloud_usd,
+            explore_share=self._args.explore_share,
+        )
 
     def release(self) -> Mapping[str, Any]:
         """The champion's card, and what is routed beside it."""

@@ -29,6 +29,7 @@ from serve_app.errors import (
     SlowBodyError,
     UnansweredError,
 )
+from serve_app.http.endings import note
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class ErrorOut(_Model):
     error: ErrorBody
 
 
-_CODES: Final = {
+CODES: Final = {
     400: "invalid_json",
     404: "not_found",
     405: "method_not_allowed",
@@ -85,9 +86,11 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The one shape."""
+    code = code or CODES.get(status, f"http_{status}")
+    note(code=code)
     body = ErrorOut(
         error=ErrorBody(
-            code=code or _CODES.get(status, f"http_{status}"),
+            code=code,
             message=message,
             details=list(details),
         )

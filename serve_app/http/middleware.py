@@ -27,7 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.access.admission import VISIT, Admission, Visit
 from serve_app.errors import BodyTooLargeError, OverloadedError
 from serve_app.http.body import Body, BodyBudget, ClientGoneError, discard
-from serve_app.http.errors import RETRY_AFTER_S, broken, refusal
+from serve_app.http.endings import Endings, OnEnd, ignore
+from serve_app.http.errors import CODES, RETRY_AFTER_S, broken, refusal
 from serve_app.http.idempotency import Idempotency, NotKeptError, Recorder, Reply
 from serve_app.http.loop_lag import LoopLag
 
@@ -225,16 +226,27 @@ class MiddlewareApi(FastAPI):
     itself.
     """
 
-    def __init__(self, middleware: Middleware, **options: Any) -> None:
+    def __init__(self, middleware: Middleware, on_end: OnEnd = ignore, **options: Any) -> None:
         super().__init__(**options)
         self._middleware = middleware
+        self._endings = Endings(on_end, CODES, self._paths)
         self.add_middleware(middleware.before)
 
+    def _paths(self) -> frozenset[str]:
+        paths = (str(getattr(route, "path", "{")) for route in self.routes)
+        return frozenset(path for path in paths if "{" not in path)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        elif scope["method"] == "HEAD":
             with suppress(HeadDoneError):
-                await super().__call__({**scope, "method": "GET"}, receive, Bodiless(send))
-            return
+                asked = {**scope, "method": "GET"}
+                await self._endings.around(self._answer, asked, receive, Bodiless(send))
+        else:
+            await self._endings.around(self._answer, scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._middleware.answers(scope):
             await super().__call__(scope, receive, send)
             return

@@ -22,6 +22,7 @@ from serve_app.decide.answered import Answered
 from serve_app.errors import RefusedError
 from serve_app.http.body import BodyBudget
 from serve_app.http.docs_page import docs_page
+from serve_app.http.endings import OnEnd, ignore
 from serve_app.http.errors import HANDLERS, MAX_DETAILS, Detail, ErrorOut, problem
 from serve_app.http.idempotency import Idempotency
 from serve_app.http.middleware import MAX_IN_WORK, JsonReply, Middleware, MiddlewareApi
@@ -50,6 +51,8 @@ class Service(Protocol):
     async def feedback(self, answer_id: str, label: str) -> None: ...
 
     async def missing(self) -> Sequence[str]: ...
+
+    def warnings(self) -> Sequence[str]: ...
 
     def release(self) -> Mapping[str, Any]: ...
 
@@ -138,12 +141,14 @@ def create_api(
     idempotency: Idempotency | None = None,
     body_budget: BodyBudget | None = None,
     max_in_work: int = MAX_IN_WORK,
+    on_end: OnEnd = ignore,
 ) -> FastAPI:
     """The application. Its routes only translate between HTTP and `service`.
 
     Args:
         admission: None: everybody may ask everything.
         idempotency: None: keys hold within this application.
+        on_end: hears how each request has ended.
     """
     admission = admission or Admission()
     middleware = Middleware(
@@ -155,6 +160,7 @@ def create_api(
     )
     api = MiddlewareApi(
         middleware,
+        on_end,
         title="Firstline",
         version="1",
         description="Answers at the edge, escalates what is hard, accounts for every answer.",
@@ -216,7 +222,7 @@ def _add_probes(api: FastAPI, service: Service) -> None:
     @api.get(
         "/readyz",
         responses={503: {"model": ErrorOut}},
-        summary="Both tiers of every routed release have reproduced their golden answers",
+        summary="Both tiers of every routed release answer, and what is answered can be kept",
     )
     async def readyz() -> Response:
         if missing := await service.missing():
@@ -226,7 +232,8 @@ def _add_probes(api: FastAPI, service: Service) -> None:
                 code="not_ready",
                 details=[Detail(where="service", problem=item) for item in missing],
             )
-        return JSONResponse({"status": "ready"})
+        warnings = list(service.warnings())
+        return JSONResponse({"status": "ready", **({"warnings": warnings} if warnings else {})})
 
 
 def _add_figures(api: FastAPI, service: Service, admission: Admission) -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from serve_app.contracts import Caller
 from serve_app.decide.answered import Answered
 from serve_app.errors import RefusedError
+from serve_app.http.errors import CODES
 from serve_app.http.models import ClassifyIn, null_is_absent
 from serve_app.request_limits import MAX_DEADLINE_MS, MAX_TEXTS
 
@@ -118,7 +119,7 @@ class InferOut(Out):
 
 def refuse(message: str, status: int = 422) -> NoReturn:
     """Raises RefusedError."""
-    raise RefusedError(status, "invalid_request", message) from None
+    raise RefusedError(status, CODES[status], message) from None
 
 
 # ---- bytes -> what is asked ---------------------------------------------------------------------

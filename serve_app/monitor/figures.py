@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.intervals import wilson
 from serve_app.monitor.compare import Moments, ReleaseCounts, accuracy_of, share_of
 from serve_app.monitor.ring_buffer import DIFFERENT, NO_LABEL, RIGHT, UNKNOWN, Rows
 from serve_app.monitor.stats import (
@@ -23,6 +25,115 @@ from serve_app.monitor.stats import (
 Floats = NDArray[np.float64]
 
 _MAX_DIFFERING: Final = 10
+FRESH_S: Final = 45.0  # a cure has to show within a minute
+_NEWEST: Final = 500
+_AT_LEAST: Final = 100
+_AT_LEAST_LATE: Final = 20
+_STALE_S: Final = 600.0
+_SENT_AT_LEAST: Final = 10
+_RUN: Final = 100
+_ONE_CLASS: Final = 0.95
+_ONE_CLASS_RISE: Final = 0.05
+
+
+# ---- of late ------------------------------------------------------------------------------------
+
+
+class OneClass(NamedTuple):
+    """A class that nearly all answers have by now, and what share of those before had it."""
+
+    label: int
+    share: float
+    before: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recent:
+    """What an alert is judged by: it holds of the `newest` rows and of the `fresh` ones.
+
+    The first tell it from chance, and a good day before does not dilute them; the second end it as
+    soon as it is over (the multiwindow alerts of Google's SRE workbook, chapter 5).
+    """
+
+    newest: Rows  # at most 500; none, if it is ten minutes since the last message
+    fresh: Rows  # of the last 45 s, at least the newest 100
+    late: Rows  # of the last 45 s; where there are none, the newest 20
+    bad_outputs: int  # of the last 45 s
+    one_class: OneClass | None
+
+    @property
+    def degraded_share(self) -> float:
+        return min(mean(self.newest["degraded"]) or 0.0, mean(self.late["degraded"]) or 0.0)
+
+    @property
+    def unanswered_share(self) -> float:
+        """Of the messages that the rule sent to the cloud, those that it did not answer.
+
+        Where the edge is trusted with nearly all, few answers are degraded however dead the cloud.
+        """
+        newest, late = _sent(self.newest), _sent(self.late)
+        if len(newest) < _SENT_AT_LEAST:
+            return 0.0
+        now = late if len(late) else _sent(self.fresh)
+        return min(mean(newest["degraded"]) or 0.0, mean(now["degraded"]) or 0.0)
+
+
+def _sent(rows: Rows) -> Rows:
+    """What the rule wanted the cloud to answer."""
+    return rows[rows["degraded"] | ~(rows["edge"] | rows["kept"])]
+
+
+def recent(rows: Rows, now_s: float, bad_outputs: int, alone_is_odd: bool) -> Recent:
+    """Args: rows: by time; bad_outputs: without an answer; alone_is_odd: as of `one_class`."""
+    stale = not len(rows) or rows["time_s"][-1] <= now_s - _STALE_S
+    newest = rows[len(rows) if stale else -_NEWEST :]
+    late = int(np.count_nonzero(rows["time_s"] > now_s - FRESH_S))
+    bad = np.count_nonzero(~np.isfinite(rows["confidence"][len(rows) - late :]))
+    fresh = rows[len(rows) if stale else -max(late, _AT_LEAST) :]
+    return Recent(
+        newest=newest,
+        fresh=fresh,
+        late=rows[len(rows) if stale else -(late or _AT_LEAST_LATE) :],
+        bad_outputs=bad_outputs + int(bad),
+        one_class=None if stale else one_class(rows, fresh, alone_is_odd),
+    )
+
+
+def one_class(rows: Rows, fresh: Rows, alone_is_odd: bool) -> OneClass | None:
+    """The class of at least the 100 newest answers, if it was rarer before than chance allows.
+
+    Answers from the cache tell nothing new. Either all answers since the last of another class are
+    looked at, or as many as have it to 95%.
+
+    Args:
+        alone_is_odd: whether it is one too where there was no other class before; where nothing
+            is known of the release, one class may be all there is.
+    """
+    labels = rows["label"][~rows["cached"]]
+    if len(labels) < _RUN:
+        return None
+    label = int(np.argmax(np.bincount(labels[-_RUN:])))
+    said = labels == label
+    if not np.mean(fresh["label"] == label) >= _ONE_CLASS:
+        return None
+    shares = np.cumsum(said[::-1]) / np.arange(1, len(said) + 1)
+    others = np.flatnonzero(~said)
+    runs = {
+        len(said) - 1 - int(others[-1]) if len(others) else len(said),
+        int(np.flatnonzero(shares >= _ONE_CLASS)[-1]) + 1 if (shares >= _ONE_CLASS).any() else 0,
+    }
+    for run in runs:
+        if run < _RUN:
+            continue
+        now, before = said[-run:], said[:-run]
+        low = wilson(int(now.sum()), run)[0]
+        most = wilson(int(before.sum()), len(before))[1] if len(before) else 1.0
+        if low > most + _ONE_CLASS_RISE or (alone_is_odd and not len(before)):
+            return OneClass(label, float(now.mean()), float(before.mean()) if len(before) else 0.0)
+    return None
+
+
+# ---- of the window ------------------------------------------------------------------------------
 
 
 def mean(values: NDArray[Any]) -> float | None:

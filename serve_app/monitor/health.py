@@ -1,13 +1,14 @@
 """Stats and the rows behind them -> alerts, trends, a health score and advice. Pure."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.contracts import RouteReason
+from serve_app.monitor.figures import Recent
 from serve_app.monitor.stats import (
     Alert,
     AlertName,
@@ -26,21 +27,61 @@ Floats = NDArray[np.float64]
 _HOUR_S: Final = 3600.0
 
 
-def find_alerts(stats: Stats, limits: AlertThresholds) -> list[Alert]:
-    """The thresholds that are crossed. A bad output needs no minimum: one is too many."""
+def find_alerts(
+    stats: Stats, recent: Recent, limits: AlertThresholds, labels: Sequence[str]
+) -> list[Alert]:
+    """The thresholds that are crossed now; of accuracy, over the window, for labels come late.
+
+    A bad output needs no minimum: one is too many. Of degraded answers and of requests some are
+    enough, for what they tell is no matter of chance.
+
+    Args:
+        labels: their names, by the number that `recent` has.
+    """
+    newest, fresh = recent.newest, recent.fresh
+
+    def lasting(of: Callable[[NDArray[Any]], Any], smaller: bool = True) -> float:
+        """The figure of the newest, unless that of the fresh is on its way back."""
+        pair = float(of(newest)), float(of(fresh))
+        return min(pair) if smaller else max(pair)
+
     found: list[Alert | None] = []
-    if stats.messages >= limits.min_records:
-        p95_ms = stats.latency_ms.p95 if stats.latency_ms else None
-        labelled = stats.accuracy.labelled
-        right = stats.accuracy.share if labelled >= limits.min_labels else None
+    if stats.messages >= limits.min_records and len(newest) >= limits.min_records:
+        # Explored messages are no more escalated than trusted ones; degraded ones have their alert.
+        share = lasting(lambda rows: np.mean(rows["edge"] | rows["kept"]), smaller=False)
+        cost_usd = lasting(lambda rows: np.mean(rows["cost_usd"]))
+        p95_ms = lasting(lambda rows: np.percentile(rows["each_ms"], 95))
         found += [
-            _under(AlertName.EDGE_SHARE, stats.edge_share, limits.min_edge_share),
-            _under(AlertName.ACCURACY, right, limits.min_accuracy),
-            _over(AlertName.COST, stats.cost_per_message_usd, limits.max_cost_usd),
+            _under(AlertName.EDGE_SHARE, share, limits.min_edge_share),
+            _over(AlertName.COST, cost_usd, limits.max_cost_usd),
             _over(AlertName.LATENCY, p95_ms, limits.max_p95_ms),
         ]
-    found.append(_over(AlertName.BAD_OUTPUTS, stats.bad_outputs, 0))
-    return [alert for alert in found if alert is not None]
+    if stats.messages >= limits.min_records and stats.accuracy.labelled >= limits.min_labels:
+        found.append(_under(AlertName.ACCURACY, stats.accuracy.share, limits.min_accuracy))
+    if len(newest) >= _SOME:
+        share, of_sent = recent.degraded_share, recent.unanswered_share
+        if share > limits.max_degraded_share or of_sent > limits.max_unanswered_share:
+            words = f"{of_sent:.1%} of those that were to be escalated"
+            found.append(_alert(AlertName.DEGRADED, share, limits.max_degraded_share, words))
+    if recent.one_class is not None:
+        name, share, before = recent.one_class
+        found.append(_alert(AlertName.ONE_CLASS, share, before, labels[name]))
+    found.append(_over(AlertName.BAD_OUTPUTS, recent.bad_outputs, 0))
+    return [*_of_requests(stats, limits), *(alert for alert in found if alert is not None)]
+
+
+def _of_requests(stats: Stats, limits: AlertThresholds) -> Iterator[Alert]:
+    """What keeps requests from being answered; the most pressing first."""
+    if stats.problems:
+        words = "; ".join(stats.problems)
+        yield _alert(AlertName.NOT_READY, len(stats.problems), 0, words)
+    asked = stats.requests
+    if asked.refused >= _SOME_REFUSED and asked.refused > limits.max_refused_share * asked.requests:
+        codes = ", ".join(f"{code} {count}" for code, count in asked.refused_by_code.items())
+        share = asked.refused / asked.requests
+        yield _alert(AlertName.REFUSED, share, limits.max_refused_share, codes)
+    if stats.warnings:
+        yield _alert(AlertName.DISK, len(stats.warnings), 0, "; ".join(stats.warnings))
 
 
 _ALERTS: Final[Mapping[AlertName, str]] = {
@@ -49,6 +90,11 @@ _ALERTS: Final[Mapping[AlertName, str]] = {
     AlertName.COST: "A message costs ${:.4f}, over ${:g}.",
     AlertName.LATENCY: "The p95 latency is {:.0f} ms, over {:g} ms.",
     AlertName.BAD_OUTPUTS: "{:g} model outputs were NaN or infinite.",
+    AlertName.DEGRADED: "{0:.1%} of the newest answers are degraded, {2}.",
+    AlertName.ONE_CLASS: "{0:.1%} of the newest answers are {2!r}, of those before {1:.1%}.",
+    AlertName.REFUSED: "{:.1%} of requests are refused by our fault, over {:.0%}: {}.",
+    AlertName.NOT_READY: "The service is not ready: {2}.",
+    AlertName.DISK: "The service will soon refuse: {2}.",
 }
 
 
@@ -60,8 +106,8 @@ def _over(name: AlertName, value: float | None, limit: float) -> Alert | None:
     return _alert(name, value, limit) if value is not None and value > limit else None
 
 
-def _alert(name: AlertName, value: float, limit: float) -> Alert:
-    message = _ALERTS[name].format(value, limit)
+def _alert(name: AlertName, value: float, limit: float, words: str = "") -> Alert:
+    message = _ALERTS[name].format(value, limit, words)
     return Alert(name=name, value=value, limit=limit, message=message)
 
 
@@ -143,19 +189,30 @@ _PENALTIES: Final[Mapping[AlertName, float]] = {
     AlertName.LATENCY: 40.0,
     AlertName.COST: 30.0,
     AlertName.EDGE_SHARE: 30.0,
+    AlertName.ONE_CLASS: 60.0,
+    AlertName.REFUSED: 60.0,
+    AlertName.NOT_READY: 60.0,
+    AlertName.DISK: 30.0,
 }
 _DEGRADED_PENALTY: Final = 60.0
+_UNANSWERED_PENALTY: Final = 30.0
+_SOME: Final = 20
+_SOME_REFUSED: Final = 3
 _HEALTHY_SCORE: Final = 80
 _CRITICAL_SCORE: Final = 50
 
 
-def health(stats: Stats, alerts: Sequence[Alert], limits: AlertThresholds) -> Health:
+def health(
+    stats: Stats, alerts: Sequence[Alert], recent: Recent, limits: AlertThresholds
+) -> Health:
     """100 points, less a penalty for every alert and for degraded answers; never under 0.
 
     An alert costs half its weight when its limit is just crossed, and all of it from half the limit
     beyond: weight * (0.5 + min(0.5, |value - limit| / limit)). Weights: accuracy 60, bad outputs
-    60, latency 40, cost 30, edge share 30. For bad outputs the excess is their share of messages.
-    Degraded answers cost 60 points times their share.
+    60, refused 60, one class 60, latency 40, cost 30, edge share 30. For bad outputs the excess is
+    their share of messages. Not ready costs 60 and a disk nearly full 30, each as a whole. Degraded
+    answers cost 60 points times their share of the newest, or 30 times their share of what was to
+    be escalated, whichever is more.
 
     Healthy: no alert and 80 points or more. Critical: under 50. Degraded: between. Unknown, with no
     score: fewer than `min_records` messages, and no alert.
@@ -163,9 +220,14 @@ def health(stats: Stats, alerts: Sequence[Alert], limits: AlertThresholds) -> He
     judged = stats.messages >= limits.min_records
     if not judged and not alerts:
         return Health(score=None, status=HealthStatus.UNKNOWN, penalties={})
-    penalties = {alert.name.value: _penalty(alert, stats) for alert in alerts}
-    if judged and stats.degraded_share:
-        penalties["degraded_answers"] = _DEGRADED_PENALTY * stats.degraded_share
+    penalties = {
+        alert.name.value: _penalty(alert, stats)
+        for alert in alerts
+        if alert.name is not AlertName.DEGRADED
+    }
+    degraded = _DEGRADED_PENALTY * recent.degraded_share
+    if lost := max(degraded, _UNANSWERED_PENALTY * recent.unanswered_share):
+        penalties["degraded_answers"] = lost
     score = round(max(0.0, 100.0 - sum(penalties.values())))
     if score < _CRITICAL_SCORE:
         status = HealthStatus.CRITICAL
@@ -176,11 +238,14 @@ def health(stats: Stats, alerts: Sequence[Alert], limits: AlertThresholds) -> He
 
 
 def _penalty(alert: Alert, stats: Stats) -> float:
+    if alert.name in _WHOLE:
+        return _PENALTIES[alert.name]
     whole = alert.limit or max(1, stats.messages)
     excess = abs(alert.value - alert.limit) / whole
     return _PENALTIES[alert.name] * (0.5 + min(0.5, excess))
 
 
+_WHOLE: Final = frozenset({AlertName.NOT_READY, AlertName.DISK})
 _ADVICE: Final[Mapping[AlertName, str]] = {
     AlertName.EDGE_SHARE: (
         "Compare the reasons and the confidence with those at release time; if the messages have "
@@ -199,6 +264,17 @@ _ADVICE: Final[Mapping[AlertName, str]] = {
         "Roll back to the release before: a model that answers NaN is broken or was fed what it "
         "never saw."
     ),
+    AlertName.DEGRADED: "See below for what keeps the cloud from answering.",
+    AlertName.ONE_CLASS: (
+        "Look at what is asked: the same text again and again, or a client that sends nothing else "
+        "any more? If the messages are as ever, roll the release back."
+    ),
+    AlertName.REFUSED: (
+        "Look at the codes: the table of errors in docs/serving.md says what each is; the router's "
+        "log has the cause."
+    ),
+    AlertName.NOT_READY: "Until it is mended, requests may be refused; /readyz says when it is.",
+    AlertName.DISK: "Free the disk of the audit log, or compact it: firstline compact",
 }
 _MOVES: Final[Mapping[tuple[str, Direction], str]] = {
     ("edge_share", Direction.FALLING): "The edge share is falling, by {:.1%} per hour.",

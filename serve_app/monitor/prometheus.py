@@ -16,30 +16,34 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from serve_app.monitor.stats import LatencyQuantiles, Stats
+from serve_app.monitor.stats import AlertName, LatencyQuantiles, MonitorReport, Stats
 
 _PREFIX: Final = "firstline_"
 
 Samples = Iterable[tuple[Sequence[str], float]]
 
 
-def prometheus_text(stats: Stats) -> bytes:
-    """The figures in Prometheus' text format; what is None is left out."""
+def prometheus_text(stats: Stats, report: MonitorReport | None = None) -> bytes:
+    """The figures in Prometheus' text format, and what `report` makes of them; no None."""
     registry = CollectorRegistry()
-    registry.register(_Collector(stats))
+    registry.register(_Collector(stats, report))
     return generate_latest(registry)
 
 
 class _Collector(Collector):
     """Finished figures; the client's own counters would each carry a new creation time."""
 
-    def __init__(self, stats: Stats) -> None:
+    def __init__(self, stats: Stats, report: MonitorReport | None) -> None:
         self._stats = stats
+        self._report = report
 
     def collect(self) -> Iterator[Metric]:
         yield from _counters(self._stats)
         yield from _gauges(self._stats)
         yield from _releases(self._stats)
+        yield from _requests(self._stats)
+        if self._report is not None:
+            yield from _judgement(self._report)
 
 
 def _counters(stats: Stats) -> Iterator[Metric]:
@@ -110,6 +114,24 @@ def _releases(stats: Stats) -> Iterator[Metric]:
         if one.latency_ms is not None
     ]
     yield _quantiles("release_latency_seconds", "In the router", latency)
+
+
+def _requests(stats: Stats) -> Iterator[Metric]:
+    """How requests end, answered or not, and whether the routers are ready."""
+    labels = ["route", "status", "code", "release"]
+    ended = [
+        ([one.route, str(one.status), one.code, one.release], float(one.requests))
+        for one in stats.requests_total
+    ]
+    yield _counter("requests", "Requests that have ended", labels, ended)
+    yield _gauge("not_ready_problems", "What keeps a router from being ready", len(stats.problems))
+
+
+def _judgement(report: MonitorReport) -> Iterator[Metric]:
+    yield _gauge("health_score", "From 0 to 100", report.health.score)
+    now = {alert.name for alert in report.alerts}
+    alerts = [([name.value], float(name in now)) for name in AlertName]
+    yield _gauges_by("alert", "1 for an alert that is on", ["name"], alerts)
 
 
 def _by(values: Mapping[str, float]) -> list[tuple[list[str], float]]:

@@ -24,13 +24,20 @@ class WindowConfig:
 
 
 class AlertThresholds(_Model):
-    """When to alert. The four limits are the published ones."""
+    """When to alert. The first four limits are the published ones.
+
+    Those of edge share and cost hold for a release of which no certificate is known. With one, the
+    edge share may be 10 points under the certified share, and a message cost what it then does.
+    """
 
     min_edge_share: float = Field(0.80, ge=0, le=1)
     min_accuracy: float = Field(0.85, ge=0, le=1)
     max_cost_usd: float = Field(0.01, gt=0, description="per message")
-    max_p95_ms: float = Field(150.0, gt=0)
-    min_records: int = Field(100, ge=1, description="no alert on fewer (bad outputs excepted)")
+    max_p95_ms: float = Field(150.0, gt=0, description="a list's time, shared by its messages")
+    max_degraded_share: float = Field(0.05, ge=0, le=1)
+    max_unanswered_share: float = Field(0.5, ge=0, le=1, description="of what is escalated")
+    max_refused_share: float = Field(0.05, ge=0, le=1, description="of requests, by our fault")
+    min_records: int = Field(100, ge=1, description="no alert of theirs on fewer")
     min_labels: int = Field(50, ge=1, description="no accuracy alert on fewer feedback labels")
 
 
@@ -136,6 +143,25 @@ class AbuseCount(_Model):
     events: int
 
 
+class RequestCount(_Model):
+    """`release` is empty where none was asked, `code` where there was an answer."""
+
+    route: str
+    status: int
+    code: str
+    release: str
+    requests: int
+
+
+class RequestStats(_Model):
+    """Requests that wanted something done, of late."""
+
+    within_s: float
+    requests: int
+    refused: int = Field(description="by our fault: 5xx, or overloaded")
+    refused_by_code: dict[str, int]
+
+
 class Stats(_Model):
     """The figures at `time_s`, of the records in the window. None: nothing to divide by."""
 
@@ -168,7 +194,10 @@ class Stats(_Model):
     shadows: dict[str, ShadowStats]
     abuse: list[AbuseNote] = Field(description="the newest, the newest first")
     states: dict[str, str] = Field(description="such as of a circuit breaker, as last told")
-    # Since the monitor's start; a rebuilt monitor starts with its window.
+    requests: RequestStats
+    problems: list[str] = Field(description="why a router is not ready")
+    warnings: list[str] = Field(description="what will soon be one")
+    # Since the first start: kept over restarts of the monitor and of the service.
     messages_total: int
     reasons_total: dict[str, int]
     releases_total: dict[str, int]
@@ -178,6 +207,7 @@ class Stats(_Model):
     degraded_total: dict[str, int] = Field(description="by reason")
     shadow_messages_total: dict[str, int] = Field(description="by release")
     abuse_total: list[AbuseCount]
+    requests_total: list[RequestCount]
 
 
 class AlertName(StrEnum):
@@ -186,6 +216,11 @@ class AlertName(StrEnum):
     COST = "cost"
     LATENCY = "latency"
     BAD_OUTPUTS = "bad_outputs"
+    DEGRADED = "degraded"
+    ONE_CLASS = "one_class"
+    REFUSED = "refused"
+    NOT_READY = "not_ready"
+    DISK = "disk"
 
 
 class Alert(_Model):

@@ -6,13 +6,12 @@
 The models stand in stats.py, the judgement in health.py, the comparison in compare.py. The audit
 log is the truth: records are counted once by id, feedback by its newest time, so windows rebuilt
 from the log show what the lost ones showed. Abuse, states and outputs that led to no answer are in
-no log, and are lost with the process.
+no log, and their window is lost with the process; what only grows is kept by totals.py.
 """
 
-import math
-from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -29,17 +28,18 @@ from serve_app.monitor.stats import (
     AlertThresholds,
     Comparison,
     MonitorReport,
+    RequestCount,
+    RequestStats,
     ShadowStats,
     Stats,
     WindowConfig,
 )
+from serve_app.monitor.totals import Expected, Requests, RouterReport, Totals
 
 _HOUR_S: Final = 3600.0
 _MONTH_S: Final = 365.25 / 12 * 24 * _HOUR_S
-# Bounds of what is kept by name: no figure may grow with the service's age or its callers.
-_MAX_RELEASES: Final = 50
+_EDGE_SHARE_LEEWAY: Final = 0.1  # under the certified share
 _MAX_ABUSE_NOTES: Final = 100
-_MAX_ABUSE_KINDS: Final = 50
 _MAX_STATES: Final = 50
 
 
@@ -77,15 +77,8 @@ class Windows:
         self._bad: deque[tuple[float, int]] = deque(maxlen=10_000)
         self._abuse: deque[AbuseNote] = deque(maxlen=_MAX_ABUSE_NOTES)
         self._states: OrderedDict[str, str] = OrderedDict()
-        self._total = 0
-        self._cached_total = 0
-        self._cost_total_usd = 0.0
-        self._bad_total = 0
-        self._reasons_total: Counter[str] = Counter()
-        self._degraded_total: Counter[str] = Counter()
-        self._releases_total: OrderedDict[str, int] = OrderedDict()
-        self._shadow_total: OrderedDict[str, int] = OrderedDict()
-        self._abuse_total: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self.totals = Totals()
+        self.requests = Requests()
 
     # -- what comes in --
 
@@ -113,7 +106,7 @@ class Windows:
         """Counts outputs that led to no answer. They are not in the audit log: a rebuilt monitor
         knows only those that reached an answer's record as its confidence."""
         self._bad.append((now_s, count))
-        self._bad_total += count
+        self.totals.bad_outputs += count
 
     def note_abuse(self, events: Iterable[AbuseEvent], now_s: float) -> None:
         """Keys that a router slowed or blocked."""
@@ -126,7 +119,11 @@ class Windows:
                 until_s=event.until_s,
             )
             self._abuse.appendleft(note)
-            _count_up(self._abuse_total, (note.kind, note.action), _MAX_ABUSE_KINDS)
+            self.totals.count_abuse(note.kind, note.action)
+
+    def note_router(self, report: RouterReport, now_s: float) -> None:
+        """How a router's requests have ended, and what is wrong with it."""
+        self.totals.count_requests(self.requests.note(report, now_s))
 
     def note_state(self, name: str, state: str) -> None:
         """The state that a part of the service is in; of several routers, the last one told."""
@@ -138,21 +135,11 @@ class Windows:
     def _add(self, record: AuditRecord) -> None:
         if not self._answers.add(record.id, self._columns.answer(record)):
             return
-        self._count(record)
+        self.totals.count(record)
         if waiting := self._unmatched.pop(record.id, None):
             self._judge(waiting)
         for shadow_id in self._early_shadows.pop(record.id, ()):
             self._match(shadow_id, record.id)
-
-    def _count(self, record: AuditRecord) -> None:
-        self._total += 1
-        self._cached_total += record.cached
-        self._reasons_total[record.reason] += 1
-        if record.degraded:
-            self._degraded_total[record.reason] += 1
-        _count_up(self._releases_total, record.release, _MAX_RELEASES)
-        self._cost_total_usd += record.cost_usd
-        self._bad_total += not math.isfinite(record.confidence)
 
     def _judge(self, feedback: FeedbackRecord) -> None:
         row = self._answers.find(feedback.id)
@@ -173,7 +160,7 @@ class Windows:
     def _add_shadow(self, record: AuditRecord, answer_id: str) -> None:
         if not self._shadows.add(record.id, self._columns.shadow(record)):
             return
-        _count_up(self._shadow_total, record.release, _MAX_RELEASES)
+        self.totals.count(record)
         if self._answers.find(answer_id) is not None:
             self._match(record.id, answer_id)
             return
@@ -200,7 +187,11 @@ class Windows:
         """The figures, and what to make of them."""
         rows = self._answers.since(now_s - self.config.window_s)
         stats = self._stats(rows, now_s)
-        alerts = find_alerts(stats, self.thresholds)
+        expected = self.requests.expected
+        bad = self._bad_since(now_s - figures.FRESH_S)
+        recent = figures.recent(rows, now_s, bad, alone_is_odd=bool(expected))
+        limits = self._limits(recent.newest, expected)
+        alerts = find_alerts(stats, recent, limits, self._columns.labels.by_code())
         trends = find_trends(rows)
         comparison = self._comparison(rows)
         return MonitorReport(
@@ -208,9 +199,24 @@ class Windows:
             comparison=comparison,
             alerts=alerts,
             trends=trends,
-            health=health(stats, alerts, self.thresholds),
+            health=health(stats, alerts, recent, self.thresholds),
             recommendations=recommend(stats, comparison, alerts, trends, self.thresholds),
         )
+
+    def _limits(self, rows: Rows, expected: Mapping[str, Expected]) -> AlertThresholds:
+        """Those of edge share and cost by the certificates of the releases that answered `rows`."""
+        known = self._columns.by_release(rows)
+        if not expected.keys() & known.keys():
+            return self.thresholds
+        least = most = 0.0
+        for name, part in known.items():
+            share, cost_usd = self.thresholds.min_edge_share, self.thresholds.max_cost_usd
+            if name in expected:
+                share = max(0.0, expected[name].edge_share - _EDGE_SHARE_LEEWAY)
+                cost_usd = expected[name].cost_usd(share)
+            least += share * len(part) / len(rows)
+            most += cost_usd * len(part) / len(rows)
+        return self.thresholds.model_copy(update={"min_edge_share": least, "max_cost_usd": most})
 
     def _stats(self, rows: Rows, now_s: float) -> Stats:
         span_s = max(0.0, now_s - float(rows["time_s"][0])) if len(rows) else 0.0
@@ -218,8 +224,8 @@ class Windows:
         reasons = self._columns.reasons.count(rows["reason"])
         confidence = rows["confidence"][np.isfinite(rows["confidence"])]
         recent = np.count_nonzero(rows["time_s"] > now_s - self.config.rate_s)
-        bad = sum(count for time_s, count in self._bad if not self._is_out(time_s, now_s))
-        edge = rows["edge"]
+        bad = self._bad_since(now_s - self.config.window_s)
+        edge, totals, live = rows["edge"], self.totals, self.requests.live(now_s)
         return Stats(
             time_s=now_s,
             window_s=self.config.window_s,
@@ -258,19 +264,48 @@ class Windows:
             shadows=self._shadow_stats(now_s),
             abuse=[note for note in self._abuse if not self._is_out(note.time_s, now_s)],
             states=dict(sorted(self._states.items())),
-            messages_total=self._total,
-            reasons_total=dict(sorted(self._reasons_total.items())),
-            releases_total=dict(sorted(self._releases_total.items())),
-            cost_total_usd=self._cost_total_usd,
-            bad_outputs_total=self._bad_total,
-            cached_total=self._cached_total,
-            degraded_total=dict(sorted(self._degraded_total.items())),
-            shadow_messages_total=dict(sorted(self._shadow_total.items())),
+            requests=self._request_stats(now_s),
+            problems=sorted({one for told in live for one in told.problems}),
+            warnings=sorted({one for told in live for one in told.warnings}),
+            messages_total=totals.messages,
+            reasons_total=dict(sorted(totals.reasons.items())),
+            releases_total=dict(sorted(totals.releases.items())),
+            cost_total_usd=totals.cost_usd,
+            bad_outputs_total=totals.bad_outputs,
+            cached_total=totals.cached,
+            degraded_total=dict(sorted(totals.degraded.items())),
+            shadow_messages_total=dict(sorted(totals.shadows.items())),
             abuse_total=[
                 AbuseCount(kind=kind, action=action, events=events)
-                for (kind, action), events in sorted(self._abuse_total.items())
+                for (kind, action), events in sorted(totals.abuse.items())
+            ],
+            requests_total=[
+                RequestCount(
+                    route=event.route,
+                    status=event.status,
+                    code=event.code,
+                    release=event.release,
+                    requests=count,
+                )
+                for event, count in totals.requests_untagged()
             ],
         )
+
+    def _request_stats(self, now_s: float) -> RequestStats:
+        works = {e: n for e, n in self.requests.fresh(now_s).items() if e.works}
+        refused = {e: n for e, n in works.items() if e.refused}
+        codes: dict[str, int] = {}
+        for event, count in sorted(refused.items()):
+            codes[event.code] = codes.get(event.code, 0) + count
+        return RequestStats(
+            within_s=figures.FRESH_S,
+            requests=sum(works.values()),
+            refused=sum(refused.values()),
+            refused_by_code=codes,
+        )
+
+    def _bad_since(self, time_s: float) -> int:
+        return sum(count for at_s, count in self._bad if at_s > time_s)
 
     def _savings_per_month_usd(
         self, messages: int, span_s: float, cost_usd: float | None
@@ -317,10 +352,3 @@ class Windows:
             for name, one in counts.items()
             if name != champion
         ]
-
-
-def _count_up(counts: OrderedDict[Any, int], name: Any, at_most: int) -> None:
-    """Counts; of more names than `at_most`, the one that was first seen longest ago goes."""
-    counts[name] = counts.get(name, 0) + 1
-    if len(counts) > at_most:
-        counts.popitem(last=False)

@@ -37,12 +37,16 @@ from serve_app.deploy.names import ROUTER_APP, release_app
 from serve_app.service.adaptive import ADAPT_EVERY_S
 from serve_app.service.process import (
     STOP_WAIT_S,
+    TOKEN,
+    clean_up,
+    ending,
     forget,
     is_taken,
     make_token,
     signals,
     spawn,
     stop_keeper,
+    stop_start,
     sweep,
     token_in_use,
 )
@@ -56,7 +60,20 @@ from serve_app.service.rollout import (
     wait_ready,
     wait_running,
 )
-from serve_app.service.state import STATE, WAIT_S, ServiceInfo, is_alive, read_info, write_info
+from serve_app.service.state import (
+    STATE,
+    WAIT_S,
+    Holder,
+    ServiceInfo,
+    Task,
+    Turn,
+    adopted,
+    holder,
+    is_alive,
+    read_info,
+    turn,
+    write_info,
+)
 
 
 class ServiceStatus(BaseModel):
@@ -65,6 +82,7 @@ class ServiceStatus(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     running: bool
+    starting: bool = False
     ready: bool
     info: ServiceInfo | None
     applications: dict[str, str]
@@ -84,10 +102,12 @@ def start(
         ReleaseError: the release cannot be served.
         ServiceError: one is running, the port is taken, or it does not come up in time.
     """
-    _check_startable(settings, release_id, config)
-    if cluster_address(settings.ray_address):
-        return _deploy_first(settings, release_id, config, None, wait_s)
-    return spawn(settings, release_id, config, wait_s)
+    load_release(settings, release_id)
+    with turn(settings, Task.STARTING, release=release_id) as held:
+        _check_startable(settings, release_id, config, held)
+        if cluster_address(settings.ray_address):
+            return _deploy_first(settings, release_id, config, None, wait_s)
+        return spawn(settings, release_id, config, wait_s, held)
 
 
 def run(
@@ -101,10 +121,25 @@ def run(
 
     Raises: as `start`.
     """
-    _check_startable(settings, release_id, config)
+    load_release(settings, release_id)
+    with turn(settings, Task.STARTING, release=release_id) as held:
+        _check_startable(settings, release_id, config, held)
+        _run(settings, release_id, config, wait_s, held, on_ready)
+
+
+def _run(
+    settings: Settings,
+    release_id: str,
+    config: ServeConfig,
+    wait_s: float,
+    held: Turn,
+    on_ready: Callable[[ServiceInfo], None] = lambda info: None,
+) -> None:
+    """Serves under a turn, which ends as soon as the service answers."""
     stopped, rng = threading.Event(), np.random.default_rng()
     # In this order: ray.init sets a SIGTERM handler of its own, which ends the process.
-    with _serving(settings, release_id, config, wait_s) as info, signals(stopped):
+    with ending(), _serving(settings, release_id, config, wait_s, held) as info, signals(stopped):
+        held.end()
         on_ready(info)
         while not stopped.wait(ADAPT_EVERY_S):
             try_adapt(settings, rng)
@@ -113,6 +148,10 @@ def run(
 def status(settings: Settings) -> ServiceStatus:
     """What runs; never raises for a service that is down."""
     info = read_info(settings)
+    if info is None or not is_alive(info):
+        now = holder(settings)
+        if now is not None and now.what is Task.STARTING:
+            return _starting(now)
     if info is None:
         return _down(None)
     if not is_alive(info):
@@ -132,6 +171,11 @@ def _down(info: ServiceInfo | None, *problems: str) -> ServiceStatus:
         replicas={},
         problems=list(problems),
     )
+
+
+def _starting(now: Holder) -> ServiceStatus:
+    words = f"{now.release} is being started by process {now.pid}, since {now.since}"
+    return _down(None, words).model_copy(update={"starting": True})
 
 
 def _live_status(settings: Settings, info: ServiceInfo) -> ServiceStatus:
@@ -158,9 +202,24 @@ def _live_status(settings: Settings, info: ServiceInfo) -> ServiceStatus:
 def stop(settings: Settings, wait_s: float = STOP_WAIT_S) -> bool:
     """Stops the service and every process that belongs to it; False if there was none.
 
+    A start that is under way is ended; a move of its releases is waited for.
+
     Raises:
-        ServiceError: something of it is still alive afterwards.
+        ServiceError: something of it is still alive afterwards, or the move does not end.
     """
+    if not settings.home.is_dir():
+        return False
+    now = holder(settings)
+    starting = now is not None and now.what is Task.STARTING
+    if now is not None and starting:
+        stop_start(now, wait_s)
+    with turn(settings, Task.STOPPING, wait_s=wait_s) as held:
+        if held.before is not None:
+            clean_up(held.before)
+        return _stop(settings, wait_s) or starting
+
+
+def _stop(settings: Settings, wait_s: float) -> bool:
     info = read_info(settings)
     if info is None:
         return False
@@ -181,9 +240,10 @@ def stop(settings: Settings, wait_s: float = STOP_WAIT_S) -> bool:
 # ---- starting -----------------------------------------------------------------------------------
 
 
-def _check_startable(settings: Settings, release_id: str, config: ServeConfig) -> None:
-    """Everything that can be wrong before anything is started."""
-    load_release(settings, release_id)
+def _check_startable(settings: Settings, release_id: str, config: ServeConfig, held: Turn) -> None:
+    """Everything that can be wrong before anything is started; and what a start that died left."""
+    if held.before is not None:
+        clean_up(held.before)
     keys = api_keys.Keys(settings.home / api_keys.FILE, settings.api_keys)
     api_keys.check_exposed(config.host, keys, config.allow_open)
     info = read_info(settings)
@@ -203,20 +263,22 @@ def _check_startable(settings: Settings, release_id: str, config: ServeConfig) -
 
 @contextlib.contextmanager
 def _serving(
-    settings: Settings, release_id: str, config: ServeConfig, wait_s: float
+    settings: Settings, release_id: str, config: ServeConfig, wait_s: float, held: Turn
 ) -> Iterator[ServiceInfo]:
     """Serves inside the block, on a cluster of its own or on the one that was named."""
     if cluster_address(settings.ray_address):
         try:
             yield _deploy_first(settings, release_id, config, None, wait_s)
         finally:
-            stop(settings)
+            _stop(settings, STOP_WAIT_S)
         return
     # Below /tmp, since a socket's path may have 107 bytes, and Serve adds a node's id of 56.
     haproxy_dir = Path(tempfile.mkdtemp(prefix="fl-", dir="/tmp"))
     os.environ.update(serve_environment(haproxy_dir))
-    token_path = make_token(settings)
+    held.note(haproxy_dir=haproxy_dir, token_path=settings.home / TOKEN)
+    token_path = None
     try:
+        token_path = make_token(settings)
         use_token(token_path)
         connect(settings, num_cpus=max(os.cpu_count() or 1, config.cpus_for_promotion))
         info = _deploy_first(settings, release_id, config, haproxy_dir, wait_s)
@@ -225,9 +287,10 @@ def _serving(
     finally:
         shut_down()
         sweep(haproxy_dir)
-        (settings.home / STATE).unlink(missing_ok=True)
+        # In this order: without the state the next one may start, and make a token of its own.
         if token_path is not None:
             token_path.unlink(missing_ok=True)
+        (settings.home / STATE).unlink(missing_ok=True)
 
 
 def _deploy_first(
@@ -279,16 +342,20 @@ def main() -> None:
     """The keeper: an order on stdin; runs until it is told to stop. Its last line is the cause."""
     order: Mapping[str, Any] = json.load(sys.stdin)
     settings = load_settings(Path(sys.argv[1]))
+    held = adopted(int(order["turn"]))
     try:
-        run(
+        _run(
             settings,
             order["release"],
             ServeConfig.model_validate(order["config"]),
             float(order["wait_s"]),
+            held,
         )
     except FirstlineError as error:
         print(error, flush=True)  # noqa: T201 - its log is what `start` reads
         sys.exit(2)
+    finally:
+        held.end()
 
 
 if __name__ == "__main__":

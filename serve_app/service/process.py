@@ -21,21 +21,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from cluster.errors import ServiceError
+from cluster.processes import started
 from cluster.ray_private import auth
 from cluster.ray_private.serve_environment import mark_of
 from cluster.settings import Settings
 from serve_app.deploy.config import ServeConfig
-from serve_app.service.state import STATE, ServiceInfo, is_alive, read_info
+from serve_app.service.state import STATE, Holder, ServiceInfo, Turn, is_alive, read_info
 
 TOKEN: Final = "ray.token"  # noqa: S105 - a file name
 LOG: Final = "service.log"
 STOP_WAIT_S: Final = 60.0
 _POLL_S: Final = 0.2
+_REFUSED: Final = 2  # a keeper that has said why it does not start
 
 
 def forget(settings: Settings, info: ServiceInfo) -> None:
@@ -49,13 +51,23 @@ def forget(settings: Settings, info: ServiceInfo) -> None:
 # ---- the keeper's process -----------------------------------------------------------------------
 
 
-def spawn(settings: Settings, release_id: str, config: ServeConfig, wait_s: float) -> ServiceInfo:
+def spawn(
+    settings: Settings, release_id: str, config: ServeConfig, wait_s: float, turn: Turn
+) -> ServiceInfo:
     """Starts a keeper, and returns once it has written that the service answers.
+
+    The keeper goes on with the caller's turn: from here on until it answers, nobody else starts,
+    and `stop` finds it.
 
     Raises:
         ServiceError: it ended, or does not come up in time; its last line is the cause.
     """
-    order = {"release": release_id, "config": config.model_dump(mode="json"), "wait_s": wait_s}
+    order = {
+        "release": release_id,
+        "config": config.model_dump(mode="json"),
+        "wait_s": wait_s,
+        "turn": turn.descriptor,
+    }
     log_path = settings.home / LOG
     with log_path.open("wb") as output:
         keeper = subprocess.Popen(  # noqa: S603 - our own module
@@ -65,7 +77,10 @@ def spawn(settings: Settings, release_id: str, config: ServeConfig, wait_s: floa
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=Path(__file__).resolve().parents[2],
+            pass_fds=(turn.descriptor,),
         )
+    turn.note(pid=keeper.pid, pid_started=started(keeper.pid))
+    turn.hand_over()
     assert keeper.stdin is not None
     keeper.stdin.write(json.dumps(order).encode())
     keeper.stdin.close()
@@ -86,7 +101,11 @@ def _await_keeper(
     while time.monotonic() < deadline:
         if keeper.poll() is not None:
             lines = log_path.read_text(errors="replace").strip().splitlines()
-            raise ServiceError(lines[-1] if lines else f"The keeper ended; see {log_path}.")
+            if keeper.returncode != _REFUSED or not lines:
+                raise ServiceError(
+                    f"The start was ended before the service answered; see {log_path}."
+                )
+            raise ServiceError(lines[-1])
         info = read_info(settings)
         if info is not None and info.keeper_pid == keeper.pid:
             return info
@@ -96,14 +115,32 @@ def _await_keeper(
 
 def stop_keeper(info: ServiceInfo, wait_s: float) -> None:
     """Asks it to end, then ends it."""
-    pid = info.keeper_pid
-    assert pid is not None
+    assert info.keeper_pid is not None
+    _end(info.keeper_pid, lambda: is_alive(info), wait_s)
+
+
+def stop_start(start: Holder, wait_s: float) -> None:
+    """Ends a start that is under way, with all that it has made."""
+    _end(start.pid, lambda: start.is_alive, wait_s)
+    clean_up(start)
+
+
+def clean_up(start: Holder) -> None:
+    """What a start that has died left behind."""
+    if start.is_alive:
+        return
+    sweep(start.haproxy_dir)
+    if start.token_path is not None:
+        start.token_path.unlink(missing_ok=True)
+
+
+def _end(pid: int, alive: Callable[[], bool], wait_s: float) -> None:
     for step in (signal.SIGTERM, signal.SIGKILL):
-        if not is_alive(info):
+        if not alive():
             return
         os.kill(pid, step)
         deadline = time.monotonic() + wait_s
-        while is_alive(info) and time.monotonic() < deadline:
+        while alive() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
 
@@ -120,6 +157,20 @@ def signals(stopped: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """SIGTERM ends the block as SystemExit, so that what it has begun is taken back."""
+
+    def handle(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---- what its processes carry -------------------------------------------------------------------

@@ -1,10 +1,21 @@
-"""Where a service is and what it answers with: <home>/service.json, and who may change it."""
+"""Where a service is and what it answers with, and whose turn it is to change that.
+
+    <home>/service.json   what runs: written once it answers
+    <home>/service.lock   held by the one process that starts, moves or stops; its content says who
+
+The kernel lets go of the lock when its holder dies. A content that is left then tells the next one
+what to clean up.
+"""
 
 import contextlib
 import fcntl
+import os
+import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
@@ -17,7 +28,10 @@ from serve_app.deploy.config import ServeConfig
 from serve_app.deploy.fixed import without_fixed
 
 STATE: Final = "service.json"
-_MOVING: Final = "service.lock"
+_LOCK: Final = "service.lock"
+_POLL_S: Final = 0.05
+# Whoever looks at the lock holds it for a moment, too.
+_PATIENCE_S: Final = 1.0
 
 
 class ServiceInfo(BaseModel):
@@ -26,7 +40,8 @@ class ServiceInfo(BaseModel):
     `previous` was the champion before, and is kept up.
     `keeper_pid` is None where the cluster is somebody else's; `keeper_started` is the kernel's
     start time of that process, so that a reused pid is not taken for it. `token_path` is where
-    the cluster's Ray token lies, never the token.
+    the cluster's Ray token lies, never the token. `home_inode` is of the file alone: it tells a
+    copied home from the one that the service runs from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +57,7 @@ class ServiceInfo(BaseModel):
     token_path: Path | None = None
     config: ServeConfig
     started_at: str
+    home_inode: int | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -74,7 +90,7 @@ class ServiceInfo(BaseModel):
 
 
 def read_info(settings: Settings) -> ServiceInfo | None:
-    """What service.json says; None without one.
+    """What service.json says; None without one, or if it came with a copy of another home.
 
     Raises:
         ServiceError: it cannot be read.
@@ -84,7 +100,9 @@ def read_info(settings: Settings) -> ServiceInfo | None:
         found = read_json(path)
         if isinstance(found, dict):  # an older version's service is found and stopped, too
             found["config"] = without_fixed(found.get("config"))
-        return ServiceInfo.model_validate(found)
+        info = ServiceInfo.model_validate(found)
+        ours = info.home_inode in {None, settings.home.stat().st_ino}
+        return info.model_copy(update={"home_inode": None}) if ours else None
     except FileNotFoundError:
         return None
     except (ValidationError, ValueError) as error:
@@ -95,13 +113,17 @@ def read_info(settings: Settings) -> ServiceInfo | None:
 
 
 def write_info(settings: Settings, info: ServiceInfo) -> None:
-    write_json(settings.home / STATE, info.model_dump(mode="json"))
+    settings.home.mkdir(parents=True, exist_ok=True)
+    known = info.model_copy(update={"home_inode": settings.home.stat().st_ino})
+    write_json(settings.home / STATE, known.model_dump(mode="json"))
 
 
 def running_info(settings: Settings) -> ServiceInfo:
     """Raises ServiceError if no service is running."""
     info = read_info(settings)
     if info is None or not is_alive(info):
+        if (now := holder(settings)) is not None and now.what is Task.STARTING:
+            raise ServiceError(_busy(settings, now))
         raise ServiceError(
             f"No service is running from {settings.home}. Start one with `firstline serve`."
         )
@@ -116,15 +138,161 @@ def moving(settings: Settings) -> Iterator[ServiceInfo]:
         ServiceError: none is running, or somebody is at it; the keeper adapts weights, too.
     """
     running_info(settings)
-    with (settings.home / _MOVING).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError(
-                "The service's releases are being moved by another process. Wait for it, look at "
-                "`firstline releases list`, and try again."
-            ) from None
+    with turn(settings, Task.MOVING):
         yield running_info(settings)
+
+
+# ---- whose turn it is ---------------------------------------------------------------------------
+
+
+class Task(StrEnum):
+    """What is done under the lock."""
+
+    STARTING = "starting"
+    MOVING = "moving"
+    STOPPING = "stopping"
+
+
+class Holder(BaseModel):
+    """Who holds the lock: its content. What a start has made so far is there to be cleaned up."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: Task
+    pid: int
+    pid_started: int | None
+    since: str
+    release: str = ""
+    haproxy_dir: Path | None = None
+    token_path: Path | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        return self.pid_started is not None and started(self.pid) == self.pid_started
+
+
+class Turn:
+    """The lock, held. `before` is what a process that died with it had written."""
+
+    def __init__(self, file: IO[str], now: Holder | None, before: Holder | None = None) -> None:
+        self._file = file
+        self.now = now
+        self.before = before
+
+    @property
+    def descriptor(self) -> int:
+        """For a child that is to go on with it."""
+        return self._file.fileno()
+
+    def note(self, **changes: Any) -> None:
+        """Writes down who holds it, and what there is to clean up."""
+        assert self.now is not None
+        self.now = self.now.model_copy(update=changes)
+        _write(self._file, self.now.model_dump_json())
+
+    def end(self) -> None:
+        """Idempotent."""
+        if not self._file.closed:
+            _write(self._file, "")
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._file.close()
+
+    def hand_over(self) -> None:
+        """To the child that got `descriptor`: the lock is free once it has let go, too."""
+        self._file.close()
+
+
+@contextlib.contextmanager
+def turn(
+    settings: Settings, what: Task, *, wait_s: float = _PATIENCE_S, release: str = ""
+) -> Iterator[Turn]:
+    """Holds everybody else off who would start, move or stop the service of this home.
+
+    Raises:
+        ServiceError: somebody is at it, and still is after `wait_s`; who, and what to do.
+    """
+    file = (settings.home / _LOCK).open("a+", encoding="utf-8")
+    deadline = time.monotonic() + wait_s
+    while not _locked(file, fcntl.LOCK_EX):
+        if time.monotonic() > deadline:
+            now = _read(file)
+            file.close()
+            raise ServiceError(_busy(settings, now))
+        time.sleep(_POLL_S)
+    held = Turn(file, _myself(what, release), before=_read(file))
+    held.note()
+    try:
+        yield held
+    finally:
+        held.end()
+
+
+def adopted(descriptor: int) -> Turn:
+    """A turn that the parent began, in the child that goes on with it."""
+    os.set_inheritable(descriptor, False)
+    held = Turn(os.fdopen(descriptor, "a+", encoding="utf-8"), None)
+    before = _read(held._file)
+    assert before is not None
+    held.now = before
+    held.note(pid=os.getpid(), pid_started=started(os.getpid()))
+    return held
+
+
+def holder(settings: Settings) -> Holder | None:
+    """Who holds the lock now; None if nobody does."""
+    try:
+        with (settings.home / _LOCK).open(encoding="utf-8") as file:
+            return None if _locked(file, fcntl.LOCK_SH) else _read(file)
+    except OSError:
+        return None
+
+
+def _myself(what: Task, release: str) -> Holder:
+    return Holder(
+        what=what,
+        pid=os.getpid(),
+        pid_started=started(os.getpid()),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        release=release,
+    )
+
+
+def _locked(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(file: IO[str]) -> Holder | None:
+    file.seek(0)
+    try:
+        return Holder.model_validate_json(file.read())
+    except ValueError:  # empty, or of another version
+        return None
+
+
+def _write(file: IO[str], text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
+
+
+def _busy(settings: Settings, now: Holder | None) -> str:
+    who = f"process {now.pid}, since {now.since}" if now else "another process"
+    if now is not None and now.what is Task.STARTING:
+        return (
+            f"A service is being started from {settings.home} ({who}). Wait for it, look at "
+            "`firstline status`, or end it with `firstline stop`."
+        )
+    if now is not None and now.what is Task.STOPPING:
+        return f"The service of {settings.home} is being stopped ({who}). Wait for it."
+    return (
+        f"The service's releases are being moved by another process ({who}). Wait for it, look at "
+        "`firstline releases list`, and try again."
+    )
 
 
 def is_alive(info: ServiceInfo) -> bool:

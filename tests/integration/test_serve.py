@@ -279,6 +279,38 @@ def test_a_second_start_and_a_taken_port_are_refused(running: Running, tmp_path:
     assert not (tmp_path / state.STATE).exists()
 
 
+def test_a_second_start_beside_one_that_is_under_way_is_refused_and_stop_ends_the_first(
+    running: Running, tmp_path: Path
+) -> None:
+    """The second deleted the first one's token; `stop` found nothing, and then it ran."""
+    home = Settings(home=tmp_path / "home")
+    pair = make_pair(tmp_path / "bundles")
+    release = make_release(home, pair.edge, pair.cloud)
+    config = ServeConfig(port=free_port(), **CONFIG)
+    ended: list[str] = []
+
+    def start() -> None:
+        try:
+            lifecycle.start(home, release.id, config)
+        except ServiceError as error:
+            ended.append(str(error))
+
+    first = threading.Thread(target=start)
+    first.start()
+    assert wait_for(lambda: lifecycle.status(home).starting, 10)
+    with pytest.raises(ServiceError, match="is being started"):
+        lifecycle.start(home, release.id, config)
+    assert wait_for(lambda: (home.home / process.TOKEN).exists(), 30)
+    assert lifecycle.stop(home)
+    first.join(60)
+    assert not first.is_alive()
+    assert "ended before the service answered" in ended[0]
+    assert not lifecycle.status(home).running
+    left = {path.name for path in home.home.iterdir()}
+    assert not left & {state.STATE, process.TOKEN}
+    assert not process.is_taken(config.host, config.port)
+
+
 def test_haproxy_listens_on_loopback_only_and_bounds_what_waits(running: Running) -> None:
     assert running.info.haproxy_dir is not None
     proxies = [
@@ -309,6 +341,39 @@ def test_replicas_do_not_stand_back_for_their_clients(running: Running) -> None:
     ]
     assert len(replicas) >= 3, "a router, an edge and a cloud"
     assert set(replicas) == {psutil.Process().nice()}
+
+
+def test_an_audit_folder_that_is_gone_is_told_within_ten_seconds_and_so_is_its_cure(
+    running: Running,
+) -> None:
+    def told() -> str:
+        return running.http.get("/readyz").text
+
+    def alerts() -> set[str]:
+        return {alert["name"] for alert in running.http.get("/v1/report").json()["alerts"]}
+
+    def refused() -> int:
+        text = running.http.get("/metrics").text
+        lines = [line for line in text.splitlines() if 'code="audit_failed"' in line]
+        return sum(int(float(line.split()[-1])) for line in lines)
+
+    audit, before = running.settings.audit_dir, refused()
+    audit.rename(audit.with_name("away"))
+    try:
+        for _ in range(6):
+            response = running.http.post("/v1/classify", json={"texts": [EASY]})
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "audit_failed")
+        assert wait_for(lambda: "No such file or directory" in told(), 10)
+        assert wait_for(lambda: alerts() >= {"not_ready", "refused"}, 10)
+        assert running.http.get("/v1/report").json()["health"]["score"] < 50
+        assert wait_for(lambda: refused() == before + 6, 10)
+        assert any("No such file" in one for one in lifecycle.status(running.settings).problems)
+    finally:
+        audit.with_name("away").rename(audit)
+    assert running.classify(EASY)
+    assert wait_for(lambda: "ready" in running.http.get("/readyz").json().get("status", ""), 10)
+    assert wait_for(lambda: "not_ready" not in alerts(), 10)
+    assert lifecycle.status(running.settings).ready
 
 
 def test_a_release_is_promoted_and_rolled_back_without_a_failed_request(running: Running) -> None:

@@ -27,6 +27,7 @@ class StubService:
     def __init__(self) -> None:
         self.fails: Exception | None = None
         self.gaps: list[str] = []
+        self.cautions: list[str] = []
         self.fed: list[tuple[str, str]] = []
         self.callers: list[Caller] = []
         self.may_answer = asyncio.Event()
@@ -79,6 +80,9 @@ class StubService:
 
     async def missing(self) -> Sequence[str]:
         return self.gaps
+
+    def warnings(self) -> Sequence[str]:
+        return self.cautions
 
     def release(self) -> Mapping[str, Any]:
         return {"id": "r-1"}

@@ -31,6 +31,7 @@ answers = st.builds(
     cost_usd=numbers,
     latency_ms=numbers,
     degraded=st.booleans(),
+    request_size=st.integers(1, 256),
 )
 
 
@@ -54,11 +55,18 @@ def test_feedback_survives(record: FeedbackRecord) -> None:
 
 def test_no_field_can_hold_the_text() -> None:
     # Whoever adds a field must come past this list.
-    assert set(json.loads(answer().to_json())) == {
+    assert set(json.loads(answer(request_size=7).to_json())) == {
         "kind", "id", "time_s", "text_hash", "route", "reason", "label", "edge_label", "confidence",
         "signals", "trust", "threshold", "propensity", "release", "cost_usd", "latency_ms",
-        "degraded", "cached", "shadow_of", "offline",
+        "degraded", "cached", "shadow_of", "offline", "request_size",
     }  # fmt: skip
+
+
+def test_a_record_from_before_the_size_of_a_request_was_kept_is_still_read() -> None:
+    value = json.loads(answer(request_size=7).to_json())
+    assert value.pop("request_size") == 7
+    assert parse(json.dumps(value)) == answer()
+    assert b"request_size" not in answer().to_json(), "most requests have one message"
 
 
 def test_keys_of_a_later_version_are_read_over_and_not_written() -> None:

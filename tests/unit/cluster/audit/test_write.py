@@ -174,3 +174,17 @@ def test_a_folder_that_cannot_be_made_is_an_audit_error(tmp_path: Path) -> None:
 def test_a_writer_name_stays_a_file_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be called"):
         AuditLog(tmp_path, name)
+
+
+def test_a_folder_that_was_moved_takes_no_more_records(tmp_path: Path) -> None:
+    """The open file went on growing where no reader looks."""
+    folder = tmp_path / "audit"
+    log = AuditLog(folder, "r1")
+    log.append([answer(0)])
+    folder.rename(tmp_path / "away")
+    with pytest.raises(AuditError, match="No such file or directory"):
+        log.append([answer(1)])
+    folder.mkdir()
+    log.append([answer(2)])
+    assert [record.id for record in read(folder)] == ["id-2"]
+    assert [record.id for record in read(tmp_path / "away")] == ["id-0"]

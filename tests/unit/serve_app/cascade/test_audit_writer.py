@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cluster.audit.read import read
 from cluster.audit.records import FeedbackRecord, Record
 from cluster.audit.write import AuditLog
 from cluster.errors import AuditError
-from serve_app.cascade.audit_writer import AuditWriter
+from serve_app.cascade.audit_writer import AuditState, AuditWriter
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +31,7 @@ class FakeLog:
         self.open = threading.Event()
         self.fails: Exception | None = None
         self.threads: set[str] = set()
+        self.checks = 0
 
     def append(self, records: Sequence[Record]) -> None:
         self.threads.add(threading.current_thread().name)
@@ -37,6 +39,10 @@ class FakeLog:
         if self.fails is not None:
             raise self.fails
         self.writes.append([record.id for record in records])
+
+    def check(self) -> str | None:
+        self.checks += 1
+        return "some warning"
 
 
 async def settle() -> None:
@@ -231,3 +237,68 @@ async def test_on_a_full_disk_no_answer_leaves_and_none_that_left_is_lost(small_
     await writer.append(records("after"))  # there is room again, and nobody had to do anything
     await writer.close()
     log.close()
+
+
+# ---- whether a record could be written now
+
+
+async def test_a_log_that_can_be_written_has_no_problem_and_leaves_nothing(tmp_path: Path) -> None:
+    writer = AuditWriter(AuditLog(tmp_path, "r1"))
+    assert await writer.check() == AuditState(None, None)
+    assert list(tmp_path.iterdir()) == []
+    await writer.append(records("a"))
+    assert (await writer.check()).problem is None
+    assert len(list(tmp_path.iterdir())) == 1
+    await writer.close()
+    assert "closed" in ((await writer.check()).problem or "")
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_a_folder_that_is_gone_is_told_without_its_path_and_until_it_is_back(
+    tmp_path: Path, used: bool
+) -> None:
+    folder = tmp_path / "audit"
+    writer = AuditWriter(AuditLog(folder, "r1"))
+    if used:
+        await writer.append(records("a"))
+    folder.rename(tmp_path / "away")
+    problem = (await writer.check()).problem
+    assert problem == "the audit log cannot be written (No such file or directory)"
+    folder.touch()
+    assert "Not a directory" in ((await writer.check()).problem or "")
+    folder.unlink()
+    (tmp_path / "away").rename(folder)
+    assert await writer.check() == AuditState(None, None)
+    await writer.append(records("b"))
+    assert {record.id for record in read(folder)} == ({"a", "b"} if used else {"b"})
+    await writer.close()
+
+
+async def test_a_full_disk_is_told_without_traffic_and_until_there_is_room(
+    small_disk: Path,
+) -> None:
+    writer = AuditWriter(AuditLog(small_disk, "r1"))
+    assert await writer.check() == AuditState(None, None)
+    filler = small_disk / "filler"
+    with suppress(OSError):
+        filler.write_bytes(bytes(1 << 20))
+    assert "No space left" in ((await writer.check()).problem or "")
+    filler.unlink()
+    assert await writer.check() == AuditState(None, None)
+    await writer.close()
+
+
+async def test_a_disk_that_hangs_is_told_in_time_and_asked_once(tmp_path: Path) -> None:
+    disk = FakeLog()
+    writer = AuditWriter(disk)
+    held = asyncio.create_task(writer.append(records("a")))
+    await settle()
+    for _ in range(3):
+        found = await writer.check(timeout_s=0.05)
+        assert found.problem == "the audit log's disk does not answer within 0.05 s"
+    assert disk.checks == 0
+    disk.open.set()
+    await held
+    assert await writer.check() == AuditState(None, "some warning")
+    assert disk.checks == 2, "the one that was late, and this one"
+    await writer.close()

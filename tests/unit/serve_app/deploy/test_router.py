@@ -394,3 +394,111 @@ async def test_without_a_monitor_there_are_answers_and_no_figures(
         monkeypatch.setattr("serve_app.monitor.client.get_or_create", cluster.monitor_of)
     assert cluster.monitor is not None
     assert cluster.monitor.target.snapshot().messages == 1, "kept until there was one again"
+
+
+# ---- what keeps it from answering
+
+
+async def said_by_readyz(http: httpx.AsyncClient, status: int) -> str:
+    """Asked until it is so; within ten seconds it has to be."""
+    async with asyncio.timeout(10):
+        while (found := await http.get("/readyz")).status_code != status:
+            await asyncio.sleep(0.05)
+    return found.text
+
+
+async def alerts(http: httpx.AsyncClient) -> set[str]:
+    return {alert["name"] for alert in (await http.get("/v1/report")).json()["alerts"]}
+
+
+async def test_an_audit_folder_that_is_gone_is_seen_by_all_who_look_and_so_is_its_cure(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every request was refused, and `/readyz` 200, health 100, `/metrics` silent."""
+    monkeypatch.setattr("serve_app.deploy.router._WATCH_EVERY_S", 0.05)
+    release, audit = cluster.add(), load_settings().audit_dir
+    async with cluster.router(only(release.id)) as (_, http):
+        await ask(http, EASY)
+        audit.rename(audit.with_name("away"))
+        assert "No such file or directory" in await said_by_readyz(http, 503)
+        for number in range(6):
+            body = {"texts": [f"{HARD} {number}"]}
+            check_error(await http.post("/v1/classify", json=body), 503, "audit_failed")
+        async with asyncio.timeout(10):
+            while await alerts(http) < {"not_ready", "refused"}:
+                await asyncio.sleep(0.05)
+        report = (await http.get("/v1/report")).json()
+        assert report["health"]["status"] == "critical"
+        assert any("No such file" in alert["message"] for alert in report["alerts"])
+        metrics = (await http.get("/metrics")).text
+        counted = f'code="audit_failed",release="{release.id}",route="/v1/classify",status="503"'
+        assert f"firstline_requests_total{{{counted}}} 6.0" in metrics
+        assert not audit.exists(), "nobody makes it anew: it may be a disk that is away"
+
+        audit.with_name("away").rename(audit)
+        for number in range(2):  # what was asked in vain says so until something was not
+            await ask(http, f"{EASY} {number}")
+        assert await said_by_readyz(http, 200) == '{"status":"ready"}'
+        async with asyncio.timeout(10):
+            while "not_ready" in await alerts(http):
+                await asyncio.sleep(0.05)
+
+
+async def test_a_router_whose_tiers_answer_nothing_is_not_ready_until_one_does(
+    cluster: Cluster,
+) -> None:
+    release = cluster.add()
+
+    def fails(name: str) -> None:
+        if name == "predict":
+            raise RuntimeError("broken")
+
+    tiers = [cluster.of(release, "edge"), cluster.of(release, "cloud")]
+    async with cluster.router(only(release.id)) as (_, http):
+        for tier in tiers:
+            tier.first = fails
+        for number in range(5):
+            body = {"texts": [f"{EASY} {number}"]}
+            check_error(await http.post("/v1/classify", json=body), 503, "no_answer")
+        assert "no_answer" in await said_by_readyz(http, 503)
+        for tier in tiers:
+            tier.first = lambda name: None
+        await ask(http, EASY)
+        await said_by_readyz(http, 200)
+
+
+async def test_without_a_monitor_it_says_so_and_after_a_while_is_not_ready(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*_: Any) -> Sequence[Any]:
+        raise ConnectionError("no monitor")
+
+    monkeypatch.setattr("serve_app.deploy.router._WATCH_EVERY_S", 0.05)
+    monkeypatch.setattr("serve_app.monitor.client.get_or_create", nobody)
+    release = cluster.add()
+    async with cluster.router(only(release.id)) as (_, http):
+        async with asyncio.timeout(10):
+            while "warnings" not in (found := (await http.get("/readyz")).json()):
+                await asyncio.sleep(0.05)
+        assert "the monitor has not answered" in found["warnings"][0]
+        monkeypatch.setattr("serve_app.monitor.client._AWAY_S", 0.1)
+        assert "the monitor has not answered" in await said_by_readyz(http, 503)
+        assert (await ask(http, EASY))[0]["route"] == "edge", "answers go out as ever"
+        monkeypatch.setattr("serve_app.monitor.client.get_or_create", cluster.monitor_of)
+        await said_by_readyz(http, 200)
+
+
+async def test_the_monitor_hears_what_the_certificate_lets_expect(cluster: Cluster) -> None:
+    release = cluster.add()
+    async with cluster.router(only(release.id)) as (replica, _):
+        report = await replica._report()
+        assert report.expected[release.id].edge_share == release.certificate["edge_share"]
+        assert report.problems == ()
+
+
+async def test_a_record_says_how_many_messages_its_request_had(cluster: Cluster) -> None:
+    release = cluster.add()
+    async with cluster.router(only(release.id)) as (_, http):
+        await ask(http, EASY)
+        await ask(http, *[f"{EASY} {number}" for number in range(7)])
+    assert sorted(one.request_size for one in cluster.records()) == [1] + [7] * 7
