@@ -134,9 +134,13 @@ def _probed(
     fitted, held = holdout(keys)
     activation = parts_of(model, 1).pooled_activation
     found: dict[str, float] = {}
+    inverse_penalty: float | None = None  # chosen on the fitted rows, for all of them too
     for name, which in (("race", fitted), (_START, list(range(len(keys))))):
         board.put.remote(1 if name == "race" else 2, 3, "probe")
-        made = probe.fit(features[which], labels[which], len(dataset.labels), activation)
+        made = probe.fit(
+            features[which], labels[which], len(dataset.labels), activation, inverse_penalty
+        )
+        inverse_penalty = made.inverse_penalty
         made.put_into(model)
         model.save_pretrained(Path(folder) / name)
         save_tokenizer(encoder, Path(folder) / name)

@@ -44,6 +44,7 @@ class Probe:
     activation: str
     weights: Floats  # (classes, H)
     bias: Floats  # (classes,)
+    inverse_penalty: float
 
     def logits(self, features: NDArray[Any]) -> Floats:
         hidden = _ACTIVATION[self.activation](features * self.scale + self.shift)
@@ -64,12 +65,17 @@ class Probe:
 
 
 def fit(
-    features: NDArray[Any], labels: NDArray[np.int64], classes: int, activation: str = "tanh"
+    features: NDArray[Any],
+    labels: NDArray[np.int64],
+    classes: int,
+    activation: str = "tanh",
+    inverse_penalty: float | None = None,
 ) -> Probe:
     """Logistic regression on standardised features (n, H), with labels (n,) below `classes`.
 
     Args:
         activation: of the head whose place it is to take.
+        inverse_penalty: scikit-learn's `C`; None: that whose log-loss on held-out folds is least.
     """
     x = np.asarray(features, np.float64)
     scale = 0.5 / np.maximum(x.std(0), _LEAST_SPREAD)
@@ -79,16 +85,18 @@ def fit(
     weights, bias = np.zeros((classes, x.shape[1])), np.full(classes, _ABSENT)
     if len(known) == 1:
         bias[known] = 0.0
-        return Probe(scale, shift, activation, weights, bias)
-    model = _regression(hidden, labels, _penalty(hidden, labels))
+        return Probe(scale, shift, activation, weights, bias, _INVERSE_PENALTIES[0])
+    hidden = hidden.astype(np.float32)  # in which it takes half the time
+    inverse_penalty = inverse_penalty or _penalty(hidden, labels)
+    model = _regression(hidden, labels, inverse_penalty)
     found, offset = model.coef_, model.intercept_
     if len(known) == 2:  # of two classes scikit-learn keeps what the second has more
         found, offset = np.vstack([-found, found]) / 2, np.concatenate([-offset, offset]) / 2
     weights[known], bias[known] = found, offset
-    return Probe(scale, shift, activation, weights, bias)
+    return Probe(scale, shift, activation, weights, bias, inverse_penalty)
 
 
-def _regression(hidden: Floats, labels: NDArray[np.int64], inverse_penalty: float) -> Any:
+def _regression(hidden: NDArray[Any], labels: NDArray[np.int64], inverse_penalty: float) -> Any:
     from sklearn.linear_model import LogisticRegression  # a second of import
 
     with warnings.catch_warnings():
@@ -96,7 +104,7 @@ def _regression(hidden: Floats, labels: NDArray[np.int64], inverse_penalty: floa
         return LogisticRegression(C=inverse_penalty, max_iter=_STEPS).fit(hidden, labels)
 
 
-def _penalty(hidden: Floats, labels: NDArray[np.int64]) -> float:
+def _penalty(hidden: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """The inverse penalty whose log-loss on held-out folds is least; it ends at the first rise.
 
     A probe that has learned its rows by heart leaves nothing for fine-tuning to learn.
@@ -113,7 +121,10 @@ def _penalty(hidden: Floats, labels: NDArray[np.int64]) -> float:
 
 
 def _log_loss(
-    hidden: Floats, labels: NDArray[np.int64], fitted: NDArray[np.bool_], inverse_penalty: float
+    hidden: NDArray[Any],
+    labels: NDArray[np.int64],
+    fitted: NDArray[np.bool_],
+    inverse_penalty: float,
 ) -> float:
     """On the rows that are not fitted on; a class that is new there counts as unlikely."""
     if len(np.unique(labels[fitted])) == 1 or fitted.all():
