@@ -73,7 +73,7 @@ _MAX_ROUNDS: Final = 8
 # A message is looked at twice, again after masking; escapes make that four times. So a long text
 # may not be all numbers and escapes, and whatever it is, its cost is in proportion to its length.
 _LOOKS: Final = 3
-_LOOKS_EXTRA: Final = 6_000
+_LOOKS_EXTRA: Final = 3_000
 # A longer text is looked at in pieces, so that only those with a digit or a word of a secret cost
 # much. They overlap by more than any finding and its context is long; what may be longer (a token,
 # a private key) is looked for in the whole.
