@@ -199,9 +199,13 @@ def _harmless(config: GuardConfig) -> re.Pattern[str] | None:
     """What is blanked before anything is looked for."""
     parts = []
     for value in config.harmless_values:
+        # Not part of a longer one: 12345 hides nothing of 12345-678, nor help@a.example of
+        # jo.help@a.example.org.
+        before, after = r"(?<!\w)(?<!\d[ ./-])\+?", r"(?![ ./-]?\d|\w)"
+        if "@" in value:
+            before, after = r"(?<![\w.+%'-])", r"(?!\.?\w|-)"
         chunks = re.findall(r"[^\W_]+", ascii_view(value))
-        # Not inside a longer number: 12345 hides nothing of 12345-678.
-        parts.append(r"(?<!\w)(?<!\d[ ./-])\+?" + r"[\W_]{0,3}".join(chunks) + r"(?![ ./-]?\d|\w)")
+        parts.append(before + r"[\W_]{0,3}".join(chunks) + after)
     if config.harmless_domains:
         domains = _any_of(config.harmless_domains)
         parts.append(
