@@ -102,7 +102,8 @@ _NAME: Final = re.compile(
 )
 # One of these stands in whatever _NAME finds: to look for them costs a tenth of it.
 _HINTS: Final = (
-    "steuer", "idnr", "svnr", "sv-", "svnum", "versicherung", "ausweis", "sociale", "ro ", "sécu", "secu",
+    "steuer", "idnr", "svnr", "sv-", "svnum", "versicherung", "ausweis", "sociale", "ro ",
+    "sécu", "secu",
     "dni",
     "nif", "n.i.f", "document", "codice", "c.f.", "carta", "bsn", "service", "sofi", "contribu",
     "cidad", "pesel", "dow", "person", "cpr", "dselsnummer", "tunn", "hetu", "register", "nis",

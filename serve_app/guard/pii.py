@@ -73,7 +73,7 @@ _MAX_ROUNDS: Final = 8
 # A message is looked at twice, again after masking; escapes make that four times. So a long text
 # may not be all numbers and escapes, and whatever it is, its cost is in proportion to its length.
 _LOOKS: Final = 3
-_LOOKS_EXTRA: Final = 6_000
+_LOOKS_EXTRA: Final = 3_000
 # A longer text is looked at in pieces, so that only those with a digit or a word of a secret cost
 # much. They overlap by more than any finding and its context is long; what may be longer (a token,
 # a private key) is looked for in the whole.
@@ -199,9 +199,13 @@ def _harmless(config: GuardConfig) -> re.Pattern[str] | None:
     """What is blanked before anything is looked for."""
     parts = []
     for value in config.harmless_values:
+        # Not part of a longer one: 12345 hides nothing of 12345-678, nor help@a.example of
+        # jo.help@a.example.org.
+        before, after = r"(?<!\w)(?<!\d[ ./-])\+?", r"(?![ ./-]?\d|\w)"
+        if "@" in value:
+            before, after = r"(?<![\w.+%'-])", r"(?!\.?\w|-)"
         chunks = re.findall(r"[^\W_]+", ascii_view(value))
-        # Not inside a longer number: 12345 hides nothing of 12345-678.
-        parts.append(r"(?<!\w)(?<!\d[ ./-])\+?" + r"[\W_]{0,3}".join(chunks) + r"(?![ ./-]?\d|\w)")
+        parts.append(before + r"[\W_]{0,3}".join(chunks) + after)
     if config.harmless_domains:
         domains = _any_of(config.harmless_domains)
         parts.append(

@@ -192,8 +192,8 @@ def test_the_same_list_with_the_same_key_asks_by_the_same_keys() -> None:
 
 
 def test_long_texts_make_smaller_requests() -> None:
-    """A request may hold 500,000 characters, whatever the number of its texts."""
-    texts = [f"{i} {'x' * 9_990}" for i in range(51)]
+    """A request may hold 256,000 characters, whatever the number of its texts."""
+    texts = [f"{i} {'x' * 9_990}" for i in range(26)]
     script = Script()
     with serving(script) as url, Firstline(url) as client:
         assert [answer["label"] for answer in client.classify(texts)] == texts

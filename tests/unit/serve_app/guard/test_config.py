@@ -14,10 +14,12 @@ from serve_app.guard.prepare import normalise
 from tests.unit.serve_app.guard.test_pii import MESSAGES
 
 OWN: dict[str, Any] = {
-    "harmless_values": ["+49 30 1234567", "0800 123 4567", "12 Harbour Street, Leeds LS1 4QZ"],
+    "harmless_values": [
+        "+49 30 1234567", "0800 123 4567", "12 Harbour Street, Leeds LS1 4QZ", "us@mail.example",
+    ],
     "harmless_domains": ["acme.example"],
     "words": {"account": ["Kundennummer"], "harmless": ["Vorgangsnummer", "case key"]},
-}
+}  # fmt: skip
 FOOTER = (
     "{} -- Acme Ltd, 12 Harbour Street, Leeds LS1 4QZ. Hotline: +49 30 1234567 or 0800 123 4567, "
     "write to help@acme.example or jobs@mail.acme.example"
@@ -40,6 +42,9 @@ def test_a_companys_own_footer_pins_no_message() -> None:
         ("jo@notacme.example", "[EMAIL]"),
         ("help%40acme.example", "help%40acme.example"),
         ("mail jo%40mail.example", "mail [EMAIL]"),
+        ("us@mail.example", "us@mail.example"),
+        ("jo.us@mail.example", "[EMAIL]"),
+        ("us@mail.example.org", "[EMAIL]"),
         ("Kundennummer: 48213", "Kundennummer: [ACCOUNT]"),
         ("Vorgangsnummer 4111111111111111", "Vorgangsnummer 4111111111111111"),
         ("case key: 202-555-0143", "case key: 202-555-0143"),
