@@ -12,14 +12,16 @@ from cluster.errors import ConfigError, ServiceError
 from cluster.ray_private.environment import (
     QUIET,
     SERVE_ENV,
+    TRAIN_POLL,
     cluster_address,
     is_submitted_job,
     one_attempt,
 )
 from cluster.settings import Settings
 
-_QUIET_ENV: Final = {
+_ENV: Final = {
     **QUIET,
+    **TRAIN_POLL,
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -47,7 +49,7 @@ def connect(
 
     if ray.is_initialized():
         return
-    for name, value in _QUIET_ENV.items():
+    for name, value in _ENV.items():
         os.environ.setdefault(name, value)
     address = cluster_address(settings.ray_address)
     runtime_env: dict[str, object] = {"env_vars": settings.worker_env()}

@@ -28,6 +28,7 @@ from train_jobs.data import Dataset, load_dataset
 from train_jobs.student.augment import varied
 from train_jobs.student.quantize import rounded
 from train_jobs.student.vocabulary import cost, save, trim, trim_embedding
+from train_jobs.training.dropout import without_dropout
 from train_jobs.training.encoders import (
     feed_forward_width,
     keep_layers,
@@ -38,7 +39,6 @@ from train_jobs.training.encoders import (
     max_tokens,
     neuron_weights,
     pool_mean,
-    without_dropout,
 )
 from train_jobs.training.on_ray import Compute, Trained, fit_on_ray
 from train_jobs.training.trainer import (

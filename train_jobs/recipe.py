@@ -44,7 +44,7 @@ from train_jobs.training.candidates import (
 )
 from train_jobs.training.checkpoints import NoBoard, Stage
 from train_jobs.training.encoders import load_classifier, parts_of, save_tokenizer
-from train_jobs.training.on_ray import Compute, fit_resources
+from train_jobs.training.on_ray import WORKER_ENV, Compute, fit_resources
 from train_jobs.training.trainer import (
     Fit,
     TokenRows,
@@ -221,7 +221,9 @@ def run(
 
     cpus, gpus = fit_resources(compute)
     with new_folder(out) as folder, relayed(report) as board:
-        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(_probed)
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": WORKER_ENV})(
+            _probed
+        )
         first: dict[str, float] = ray.get(
             task.remote(str(encoder), str(dataset.path), str(folder), config, settings.seed, board)
         )

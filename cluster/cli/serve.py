@@ -1,9 +1,8 @@
 """`firstline serve`, `classify`, `status`, `stop`, `compact`: the running service."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -13,6 +12,7 @@ from cluster.errors import ConfigError, DataError, FirstlineError, RegistryError
 from cluster.files import read_json
 from cluster.settings import Settings, load_settings
 
+_SHOWN: Final = 10
 commands = typer.Typer()
 
 
@@ -118,24 +118,38 @@ def classify(
 
     Example: firstline classify "Where is my card?"
     """
-    from cluster.files import write_text
     from serve_app.client import Firstline
+    from serve_app.client.answer_file import AnswerFile, Row
     from serve_app.decide.explain import lines
 
     if bool(texts) == bool(file):
         raise DataError("Give texts, or a file with --file, and not both.")
-    labels: list[str] = []
-    if file is not None:
-        texts, labels = read_texts(file, text_column, label_column)
-    assert texts is not None
     settings = load_settings()
+    rows = [Row(at, None, text) for at, text in enumerate(texts or [])]
+    labels: dict[int, str] = {}
+    over: dict[str, Any] = {"file_sha256": None}
+    if file is not None:
+        rows, labels, over = _rows_of(file, text_column, label_column)
+        if out is not None and out.exists() and out.samefile(file):
+            raise DataError(f"--out {out} is the file to classify. Name another one.")
+    into = AnswerFile(out, {**over, "explain": explain})
     with Firstline(_url(settings, url)) as client:
-        answers = client.classify(texts, explain=explain)
-        latency = time_one_by_one(settings, client, texts[:timed], answers[0]["release"])
+        if file is None:
+            answers = client.classify([row.text for row in rows], explain=explain)
+            into.begin()
+            into.write(rows, answers)
+            into.finish()
+        else:
+            _answer_file(client, rows, into, explain)
+        asked = [row.text for row in rows if row.number in into.answers][:timed]
+        answers = list(into.answers.values())
+        latency = time_one_by_one(settings, client, asked, answers[0]["release"])
     if out is not None:
-        write_text(out, "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers))
         say(f"Wrote {len(answers)} answers to {out}.")
-    if as_json:
+    if as_json and file is not None:
+        places = {row.number: row.place for row in rows}
+        print_json([{**places[number], **one} for number, one in into.answers.items()])
+    elif as_json:
         print_json(answers)
     elif file is None:
         for answer in answers:
@@ -145,20 +159,69 @@ def classify(
                 for line in lines(answer["explanation"]):
                     typer.echo(f"  {line}")
     if file is not None and not as_json:
-        _summarise(answers, labels)
+        _summarise(into.answers, labels)
     if latency is not None:
         p50, p95 = ms(latency["p50"]), ms(latency["p95"])
         say(f"one by one, end to end over HTTP: p50 {p50}, p95 {p95}")
 
 
-def _summarise(answers: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
-    edge = sum(answer["route"] == "edge" for answer in answers)
-    cost = sum(answer["cost_usd"] for answer in answers) / len(answers)
-    typer.echo(f"{len(answers)} answers, {edge / len(answers):.1%} at the edge, "
+def _rows_of(
+    file: Path, text_column: str, label_column: str | None
+) -> tuple[list[Any], dict[int, str], dict[str, Any]]:
+    """The rows of a file, checked; the labels by row; and what tells it from another file."""
+    from serve_app.client.answer_file import Row, checked
+    from serve_app.guard.prepare import normalise
+    from train_jobs.scoring.chunks import Reader, hashes, plan
+    from train_jobs.scoring.columns import Columns
+
+    if not file.is_file():
+        folder = " `firstline score` takes folders." if file.is_dir() else ""
+        raise DataError(
+            f"There is no file {file}. Give the path of a CSV, JSONL or Parquet file.{folder}"
+        )
+    columns = Columns(text=text_column, keep=(label_column,) if label_column else ())
+    planned = plan(file, columns, hashes(file))
+    reader = Reader(planned.root, columns)
+    found = [row for chunk in planned.chunks for row in reader.rows(chunk)]
+    rows = [Row(row.number, row.line, row.text, row.problem) for row in found]
+    checked(rows)
+    labels = {row.number: normalise(row.kept[0] or "") for row in found if row.kept}
+    (sha256,) = planned.files.values()
+    return rows, labels, {"file_sha256": sha256, "text_column": text_column}
+
+
+def _answer_file(client: Any, rows: Sequence[Any], into: Any, explain: bool) -> None:
+    """Says what was set aside, and what is kept where the service does not go on."""
+    from serve_app.client.answer_file import answer_rows
+
+    if into.answers:
+        say(f"Going on after {len(into.answers)} answers.")
+    try:
+        refused = answer_rows(client, rows, into, explain=explain)
+    except FirstlineError:
+        if into.answers:
+            say(f"{len(into.answers)} of {len(rows)} rows are answered; {into.kept}")
+        raise
+    if not into.answers:
+        raise DataError(f"The service refused all of the {len(rows)} rows: {refused[0].problem}.")
+    if refused:
+        say(f"{len(refused)} of {len(rows)} rows are set aside"
+            f"{f', in {into.refused}' if into.refused else ''}:")  # fmt: skip
+    for row in refused[:_SHOWN]:
+        say(f"  {f'row {row.number}' if row.line is None else f'line {row.line}'}: {row.problem}")
+    if len(refused) > _SHOWN:
+        say(f"  and {len(refused) - _SHOWN} more")
+
+
+def _summarise(answers: Mapping[int, Any], labels: Mapping[int, str]) -> None:
+    made = answers.values()
+    edge = sum(answer["route"] == "edge" for answer in made)
+    cost = sum(answer["cost_usd"] for answer in made) / len(made)
+    typer.echo(f"{len(made)} answers, {edge / len(made):.1%} at the edge, "
                f"${cost:.5f} per message")  # fmt: skip
     if labels:
-        right = sum(a["label"] == label for a, label in zip(answers, labels, strict=True))
-        typer.echo(f"accuracy {right / len(answers):.2%} ({right} of {len(answers)})")
+        right = sum(answer["label"] == labels.get(row) for row, answer in answers.items())
+        typer.echo(f"accuracy {right / len(made):.2%} ({right} of {len(made)})")
 
 
 @commands.command()

@@ -25,6 +25,10 @@ QUIET: Final = {
     "RAY_COLOR_PREFIX": "0",  # escape codes before each line of a worker, in pipes and logs too
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
 }
+# How often Ray Train asks its workers whether they have ended; by default every 2 s, and a stage
+# asks twice more than it has to: 11.4 -> 7.5 s of a stage that does nothing. Documented; public:
+# none.
+TRAIN_POLL: Final = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
 # How long joining may take, in seconds, at one attempt a second. Public: none; ray.init has no
 # timeout.
 _JOIN_WAIT: Final = "RAY_gcs_server_port_wait_time_s"

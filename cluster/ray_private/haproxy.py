@@ -30,6 +30,9 @@ MAX_PER_ROUTER: Final = 128
 MAX_WAITING: Final = 128
 MAX_WAIT_MS: Final = 250
 BODY_TIMEOUT_S: Final = 16  # as serve_app/http/body.py
+MAX_HEADERS_BYTES: Final = 16 << 10  # as Ray's buffer held
+# What does not fit is answered by HAProxy's parser, in HTML, and no setting changes that.
+_BUFFER_BYTES: Final = 2 * MAX_HEADERS_BYTES
 JOBS: Final = "/v1/jobs"
 CLASSIFY: Final = "/v1/classify"
 _ID: Final = "x-request-id"  # which a router would have to make otherwise
@@ -37,25 +40,32 @@ _UNWATCHED: Final = "x-request-disconnect-disabled"  # Ray Serve's name for it
 # Status -> code, message and whether to come back, in the shape of serve_app/http/errors.py. What
 # the routers say themselves passes through.
 _PAGES: Final = {
+    400: ("bad_request", "The request cannot be read as HTTP.", False),
     408: ("too_slow", f"The request was not whole within {BODY_TIMEOUT_S} s.", False),
     429: ("overloaded", "Too many requests are waiting. Try again in a moment.", True),
+    500: ("internal", "HAProxy failed. The operator finds the cause in its log.", False),
     502: ("unavailable", "The router broke off. Try again in a moment.", True),  # sent as a 503
     503: ("unavailable", "No router answers. Try again in a moment.", True),
     504: ("unavailable", "The router took too long. Try again in a moment.", True),  # as a 503
 }
+_LONG_HEADERS: Final = (
+    "headers_too_large",
+    f"The headers have more than {MAX_HEADERS_BYTES:,} bytes, the limit. Send fewer or shorter "
+    "ones; texts belong into the body.",
+)
 
 
 def bounded(config: str) -> str:
     """Ray's configuration with our bounds, and nothing else changed.
 
     - A router gets so many requests at once; so many wait for one, for so long; others get a 429.
-    - A request that fits HAProxy's buffer (16 KB) is whole before a router hears of it: a slow
+    - A request that fits HAProxy's buffer (32 KB) is whole before a router hears of it: a slow
       client takes nobody's place.
     - Nobody watches whether a client hangs up before its answer is there, which took a router two
       tasks per request, 8% of its time. Its message is answered and written down all the same.
     - A request without an id gets one, as a router would have given it.
     - A job is asked for once: of a router that dies under it, nobody knows whether it is there.
-    - What HAProxy answers itself has the API's one shape.
+    - What HAProxy answers itself has the API's one shape, as long as it can be told to.
     - Its statistics are told on loopback only.
     - It listens once it has a router. Serve starts HAProxy first, and it would say 404 meanwhile,
       in place of the one that stands in for it (haproxy_failover.py).
@@ -67,6 +77,7 @@ def bounded(config: str) -> str:
     if not routes(config):
         config = re.sub(r"(?m)^(frontend http_frontend\n) +bind .*\n", r"\1", config)
     config = re.sub(r"(?m)^( +bind) \*?:(\d+)$", r"\1 127.0.0.1:\2", config)
+    config = re.sub(r"(?m)^( +tune\.bufsize) \d+$", rf"\1 {_BUFFER_BYTES}", config)
     routers = r"(?m)^( +server \S+ \S+ check)(?! backup$)"
     config = re.sub(routers, rf"\1 maxconn {MAX_PER_ROUTER}", config)
     return re.sub(r"(?m)^( +)use_backend (\S+) if (\S+)$", _rules, config)
@@ -77,6 +88,14 @@ def routes(config: str) -> bool:
     return re.search(r"(?m)^ +use_backend ", config) is not None
 
 
+_TOO_LONG: Final = f"{{ req.hdrs,length gt {MAX_HEADERS_BYTES} }}"
+
+
+def _page(code: str, message: str) -> str:
+    body = json.dumps({"error": {"code": code, "message": message, "details": []}})
+    return f"content-type application/json string {json.dumps(body)}"
+
+
 def _defaults() -> str:
     lines = [
         f"timeout queue {MAX_WAIT_MS}ms",
@@ -84,10 +103,8 @@ def _defaults() -> str:
         "option http-buffer-request",
     ]
     for status, (code, message, again) in _PAGES.items():
-        body = json.dumps({"error": {"code": code, "message": message, "details": []}})
-        page = f"content-type application/json string {json.dumps(body)}"
         later = " hdr Retry-After 1" if again else ""
-        lines.append(f"http-error status {status} {page}{later}")
+        lines.append(f"http-error status {status} {_page(code, message)}{later}")
     return "".join(f"    {line}\n" for line in lines)
 
 
@@ -100,6 +117,7 @@ def _rules(found: re.Match[str]) -> str:
     indent, name, where = found.groups()
     full = f"{{ queue({name}) ge {MAX_WAITING} }}"
     lines = (
+        f"http-request return status 431 {_page(*_LONG_HEADERS)} if {where} {_TOO_LONG}",
         f"http-request deny deny_status 429 if {where} !METH_GET {full}",
         f"http-request set-header {_UNWATCHED} ?1 if METH_POST {{ path {CLASSIFY} }}",
         f"http-request disable-l7-retry if METH_POST {{ path {JOBS} }}",

@@ -1,6 +1,7 @@
 """Admission: who may ask, how often, and with what consequences.
 
-    request ─> key ─> blocked? ─> rate ─> slowed? ─> scope ─> texts' rate ─> the service
+    request ─┬─> key ─> blocked? ─> rate ─> slowed? ─┬─> scope ─> texts' rate ─> the service
+             └─> no keys were ever set ─> its host ──┘
 
 One way to protect a route:
 
@@ -8,14 +9,18 @@ One way to protect a route:
 
 Closed by default: where keys are set, a path that is not in OPEN_PATHS wants a valid one, and
 `needs` the scope on top. Where none were ever set, everybody is "anonymous" and may do all, without
-rates and abuse rules: they would punish all for one (keys.check_exposed keeps that on loopback).
+rates and abuse rules: they would punish all for one (keys.check_exposed keeps that on loopback,
+hosts.py keeps web pages out).
 
-What is asked of `over(service)` is taken from the key's texts, and looked at for abuse.
+What is asked of `over(service)` is taken from the key's texts, and looked at for abuse. What was
+not answered is given back. More texts than ever fit are no matter of time: that is a 422, and not
+a 429 to come back after.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Protocol
 
@@ -23,6 +28,7 @@ from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serve_app.access.abuse import Abuse
+from serve_app.access.hosts import Hosts
 from serve_app.access.keys import ApiKey, Keys, Scope
 from serve_app.access.rate_limits import Allowance, Rates
 from serve_app.contracts import Caller, RouteReason
@@ -89,6 +95,7 @@ class Admission:
 
     Args:
         keys: None: no keys, so that everybody is anonymous.
+        hosts: that an open service answers to; None: any.
         now: seconds of the day.
         sleep: waits; of a slowed key's request, before its body is read.
     """
@@ -99,26 +106,30 @@ class Admission:
         rates: Rates | None = None,
         abuse: Abuse | None = None,
         *,
+        hosts: Hosts | None = None,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
         self._keys = keys
         self._rates = rates or Rates()
         self._abuse = abuse or Abuse()
+        self._hosts = hosts
         self._now = now
         self._sleep = sleep
 
     async def enter(self, path: str, headers: Mapping[bytes, bytes]) -> Visit:
-        """Lets a request in, or raises RefusedError: 401, or 429 with when to come back."""
-        if self._keys is None:
+        """Lets a request in, or raises RefusedError: 401, 421 for a host that is none of ours, or
+        429 with when to come back."""
+        if self._keys is None or self._keys.are_open():
+            if self._hosts is not None:
+                self._hosts.check(headers.get(b"host"))
             return _ANYBODY
         if path in OPEN_PATHS:
             return _PASSER_BY
-        key = self._keys.find(_token(headers))
+        tokens = _tokens(headers)
+        key = next(filter(None, map(self._keys.find, tokens)), None)
         if key is None:
-            if self._keys.open:
-                return _ANYBODY
-            raise _unknown(headers)
+            raise _unknown(tokens)
         delay_s = self._judge(key)
         allowance = await self._rates.requests(key.id, key.rate)
         if not allowance.allowed:
@@ -145,16 +156,34 @@ class Admission:
         """The service as the routes ask it."""
         return Admitted(self, service)
 
-    async def take_texts(self, caller: Caller, texts: Sequence[str]) -> None:
-        """Takes the texts from the key's rate; raises RefusedError (429) if they are too many."""
+    @asynccontextmanager
+    async def taking(self, caller: Caller, texts: Sequence[str]) -> AsyncIterator[None]:
+        """Takes the texts from the key's rate; they are given back if the block fails.
+
+        Raises:
+            RefusedError: they are too many, now (429) or at any time (422).
+        """
         key = self._known(caller)
-        if key is None:
+        if key is None or not texts:
+            yield
             return
         allowance = await self._rates.texts(key.id, len(texts), key.rate)
+        if len(texts) > allowance.limit:
+            raise _never(len(texts), allowance)
         if not allowance.allowed:
             raise self._limited(key, allowance, "texts")
         if key.watched:
             self._abuse.asked(key.id, texts, self._now())
+        try:
+            yield
+        except Exception:
+            self._rates.give_back_texts(key.id, len(texts), key.rate)
+            raise
+
+    def give_back_request(self, visit: Visit) -> None:
+        """Of a request that failed, and not by its own fault."""
+        if visit.key is not None:
+            self._rates.give_back_request(visit.key.id, visit.key.rate)
 
     def saw(self, caller: Caller, answered: Sequence[Answered]) -> None:
         """Notes what came of a request."""
@@ -209,10 +238,10 @@ class Admitted:
         self, texts: Sequence[str], *, explain: bool, route_only: bool, caller: Caller
     ) -> list[Answered]:
         """Raises RefusedError (429), and what the service raises."""
-        await self._admission.take_texts(caller, texts)
-        answered = await self._service.answer(
-            texts, explain=explain, route_only=route_only, caller=caller
-        )
+        async with self._admission.taking(caller, texts):
+            answered = await self._service.answer(
+                texts, explain=explain, route_only=route_only, caller=caller
+            )
         self._admission.saw(caller, answered)
         return answered
 
@@ -222,23 +251,31 @@ def _encoded(headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((name.lower().encode(), value.encode()) for name, value in headers.items())
 
 
-def _token(headers: Mapping[bytes, bytes]) -> bytes:
-    """X-API-Key first: a gateway in front may use Authorization for itself."""
-    token = headers.get(b"x-api-key")
-    if token is not None:
-        return token.strip()
+def _tokens(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    """What may be a key. X-API-Key first: a gateway in front may use Authorization for itself."""
     said = headers.get(b"authorization", b"")
-    return said[len(_BEARER_PREFIX) :].strip() if said[:7].lower() == _BEARER_PREFIX else b""
+    bearer = said[len(_BEARER_PREFIX) :] if said[:7].lower() == _BEARER_PREFIX else b""
+    return [token for it in (headers.get(b"x-api-key", b""), bearer) if (token := it.strip())]
 
 
-def _unknown(headers: Mapping[bytes, bytes]) -> RefusedError:
+def _unknown(tokens: Sequence[bytes]) -> RefusedError:
     message = (
         "The API key is unknown, expired or revoked."
-        if _token(headers)
+        if tokens
         else "An API key is wanted: send it as `Authorization: Bearer fl_...` or `X-API-Key`."
     )
     realm = {"WWW-Authenticate": 'Bearer realm="firstline"'}
     return RefusedError(401, "unauthorized", message, realm)
+
+
+def _never(count: int, allowance: Allowance) -> RefusedError:
+    return RefusedError(
+        422,
+        "over_limit",
+        f"The request has {count:,} texts, and the API key may ask {allowance.limit:,} per minute, "
+        f"so it never fits. Send at most {allowance.limit:,} at a time, or ask the operator for a "
+        "key that may ask more.",
+    )
 
 
 def _is_garbage(answered: Answered) -> bool:

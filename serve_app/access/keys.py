@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +35,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, Val
 
 from cluster.errors import ConfigError
 from cluster.files import read_json, write_json
+from serve_app.access.hosts import is_loopback
 from serve_app.access.rate_limits import RateConfig
 
 log = logging.getLogger(__name__)
@@ -193,6 +193,12 @@ class Keys:
         """The key of an id, for one that was found before; None if it was revoked since."""
         return self._ring.get(key_id)
 
+    def are_open(self) -> bool:
+        """Whether no keys were ever set, so that everybody may ask; looks first."""
+        if self.open:
+            self.look()
+        return self.open
+
     def look(self) -> None:
         """Reads the file again if it changed; at most once a second."""
         now_s = self._clock()
@@ -258,26 +264,18 @@ def _from_env(value: SecretStr) -> list[ApiKey]:
 
 
 def check_exposed(host: str, keys: Keys, allow_open: bool) -> None:
-    """Refuses a service that anybody on the network may ask. Closed on doubt: a name is no loopback
-    but `localhost`.
+    """Refuses a service that anybody on the network may ask.
 
     Raises:
         ConfigError: no keys, and an address that others reach.
     """
-    if not keys.open or allow_open or _is_loopback(host):
+    if not keys.open or allow_open or is_loopback(host):
         return
     raise ConfigError(
         f"The service would listen on {host} without API keys, so that whoever reaches the port "
         "may ask. Make a key with `firstline keys add NAME --scope classify`, listen on "
         "127.0.0.1, or say --allow-open if something in front of it asks who comes."
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 # ---- changing the file --------------------------------------------------------------------------

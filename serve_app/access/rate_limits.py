@@ -96,18 +96,23 @@ class _Lease:
         if now_s < self.until_s and cost <= self.left:
             self.left -= cost
             return Allowance(True, limit, self.remaining + self.left, reset_s)
-        if now_s < self.refused_until_s and cost >= self.refused_cost:
-            return Allowance(False, limit, self.remaining, reset_s)
+        if now_s < self.refused_until_s and cost - self.left >= self.refused_cost:
+            return Allowance(False, limit, self.remaining + self.left, reset_s)
         return None
 
+    def empty(self, now_s: float) -> int:
+        """Takes all that is left, lest another take it while more is asked for."""
+        held, self.left = (self.left if now_s < self.until_s else 0), 0
+        return held
+
     def fill(self, made: Allowance, left: int, now_s: float) -> None:
-        """A block came."""
-        self.left = left + (self.left if now_s < self.until_s else 0)
+        """A block came, and so much of it is left."""
+        self.left += left
         self.until_s = now_s + _MINUTE_S
         self.remaining, self.reset_at_s = made.remaining, now_s + made.reset_s
 
     def refuse(self, made: Allowance, cost: int, now_s: float) -> None:
-        """There is less than `cost`."""
+        """There is less than `cost` beside what is left."""
         self.remaining, self.reset_at_s = made.remaining, now_s + made.reset_s
         self.refused_cost = cost
         self.refused_until_s = now_s + min(made.reset_s, _REFUSED_S)
@@ -192,6 +197,20 @@ class Rates:
         """Takes `count` texts, or none."""
         return await self._take("texts", key, (config or self._config).texts_per_min, count)
 
+    def give_back_request(self, key: str, config: RateConfig | None = None) -> None:
+        """One that was taken, and not given anything for."""
+        self._give_back("requests", key, (config or self._config).requests_per_min, 1)
+
+    def give_back_texts(self, key: str, count: int, config: RateConfig | None = None) -> None:
+        """So many that were taken, and not answered."""
+        self._give_back("texts", key, (config or self._config).texts_per_min, count)
+
+    def _give_back(self, what: str, key: str, limit: int, count: int) -> None:
+        """To this router's share of the limit, which it gives out before it asks for more."""
+        lease = self._leases.get((what, key, limit))
+        if lease is not None and self._clock() < lease.until_s:  # else its minute is over
+            lease.left = min(lease.left + count, limit)
+
     async def _take(self, what: str, key: str, limit: int, cost: int) -> Allowance:
         lease = self._leases.setdefault((what, key, limit), _Lease())
         known = lease.take(limit, cost, self._clock())
@@ -202,15 +221,18 @@ class Rates:
             return known or await self._fill(lease, (what, key), limit, cost)
 
     async def _fill(self, lease: _Lease, of: tuple[str, str], limit: int, cost: int) -> Allowance:
-        block = max(cost, limit // _BLOCKS)
+        held = lease.empty(self._clock())
+        short = cost - held
+        block = max(short, limit // _BLOCKS)
         made = await self._counter.take(_item(limit), of, block)
-        if not made.allowed and block > cost:
-            block = cost
+        if not made.allowed and block > short:
+            block = short
             made = await self._counter.take(_item(limit), of, block)
-        if not made.allowed:
-            lease.refuse(made, cost, self._clock())
-            return made
-        lease.fill(made, block - cost, self._clock())
+        if made.allowed:
+            lease.fill(made, block - short, self._clock())
+        else:
+            lease.left += held
+            lease.refuse(made, short, self._clock())
         return replace(made, remaining=made.remaining + lease.left)
 
 

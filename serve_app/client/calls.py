@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 from cluster.errors import DataError, ServiceError
 from serve_app.client.exchange import Call, Reply, json_call
-from serve_app.request_limits import MAX_TEXTS
+from serve_app.request_limits import MAX_TEXTS, fault_of
 
+_MOST_SHOWN: Final = 10
 T = TypeVar("T")
 
 
@@ -45,10 +46,15 @@ class Options(TypedDict, total=False):
     route_only: bool  # a preview: the cloud is not paid, there is no label
     user_id: str  # whose release stays the same while several are compared; never kept
     deadline_ms: float  # how long each request may take; the service is told
+    # The same list asked again with the same one, within ten minutes: the first answers again.
+    idempotency_key: str
 
 
-def classify_call(texts: Sequence[str], **options: Unpack[Options]) -> ApiCall[list[Answer]]:
-    deadline_ms = options.pop("deadline_ms", None)
+def classify_call(
+    texts: Sequence[str], first: int = 0, **options: Unpack[Options]
+) -> ApiCall[list[Answer]]:
+    """Args: first: where the texts begin in the caller's list."""
+    deadline_ms, key = options.pop("deadline_ms", None), options.pop("idempotency_key", None)
 
     def parse(value: Any) -> list[Answer]:
         answers: list[Answer] = value["answers"]
@@ -56,9 +62,9 @@ def classify_call(texts: Sequence[str], **options: Unpack[Options]) -> ApiCall[l
             raise ServiceError(f"{len(answers)} answers came to {len(texts)} texts.")
         return answers
 
-    return ApiCall(
-        json_call("/v1/classify", {"texts": texts, **options}, deadline_ms=deadline_ms), parse
-    )
+    body = {"texts": texts, **options}
+    call = json_call("/v1/classify", body, key=key, first=first, deadline_ms=deadline_ms)
+    return ApiCall(call, parse)
 
 
 def explain_call(text: str) -> ApiCall[Mapping[str, Any]]:
@@ -103,12 +109,35 @@ def listed(texts: Iterable[str]) -> list[str]:
     return list(texts)
 
 
-def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def _check(texts: Sequence[str]) -> None:
+    """A list of more than one request, before the first of them is paid; one alone is answered by
+    the service as a whole, or not at all.
+    """
+    if len(texts) <= MAX_TEXTS:
+        return
+    faults = [(at, fault) for at, text in enumerate(texts) if (fault := fault_of(text))]
+    if faults:
+        shown = "".join(f"\n  texts[{at}]: {fault}" for at, fault in faults[:_MOST_SHOWN])
+        raise DataError(
+            f"{len(faults)} of the {len(texts):,} texts cannot be answered, so none was sent. "
+            f"Leave them out.{shown}"
+        )
+
+
+def batches(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """What goes into one request, and where it begins.
+
+    Raises:
+        DataError: texts of a list that the service would refuse, by their places.
+    """
     if isinstance(texts, str):
         listed(texts)
-    rest = iter(texts)
+    if isinstance(texts, Sequence):
+        _check(texts)
+    rest, first = iter(texts), 0
     while batch := list(islice(rest, MAX_TEXTS)):
-        yield batch
+        yield first, batch
+        first += len(batch)
 
 
 def parsed(plan: ApiCall[T], reply: Reply) -> T:

@@ -92,13 +92,14 @@ class Firstline(Client):
         self._http.close()
 
     def classify(self, texts: Sequence[str], **options: Unpack[Options]) -> list[Answer]:
-        """One answer per text, in order, from as many requests as it takes."""
+        """One answer per text, in order, from as many requests as it takes; none is sent if a list
+        of several has a text that would be refused."""
         return list(self.classify_many(listed(texts), **options))
 
     def classify_many(self, texts: Iterable[str], **options: Unpack[Options]) -> Iterator[Answer]:
         """The same for any iterable, read and answered 256 texts at a time."""
-        for batch in batches(texts):
-            yield from self._do(classify_call(batch, **options))
+        for first, batch in batches(texts):
+            yield from self._do(classify_call(batch, first, **options))
 
     def explain(self, text: str) -> Mapping[str, Any]:
         """Why this text would go where, by a preview: the cloud is not paid."""
@@ -230,8 +231,9 @@ class AsyncFirstline(Client):
         """The same for any iterable; at most so many requests are out or wait to be read."""
         asked: deque[asyncio.Task[list[Answer]]] = deque()
         try:
-            for batch in batches(texts):
-                asked.append(asyncio.create_task(self._do(classify_call(batch, **options))))
+            for first, batch in batches(texts):
+                call = classify_call(batch, first, **options)
+                asked.append(asyncio.create_task(self._do(call)))
                 if len(asked) >= concurrency:
                     for answer in await asked.popleft():
                         yield answer

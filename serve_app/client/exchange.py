@@ -8,7 +8,7 @@ ServiceError
 └── ResponseError         the service refused, in its own words; status, code, retry_after_s
     ├── UnauthorizedError 401, 403
     ├── RateLimitedError  429
-    └── UnavailableError  502, 503, 504
+    └── UnavailableError  502, 503, 504, 507
 
 `exchange` is a generator that says what to do and is told what came of it, so that the sync and the
 async client share every decision and add only how to send and how to wait.
@@ -17,12 +17,14 @@ async client share every decision and add only how to send and how to wait.
 import json
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from hashlib import sha256
 from math import ceil
 from typing import Any, Final
 
@@ -33,6 +35,7 @@ from serve_app.request_limits import MAX_DEADLINE_MS
 
 API_KEY: Final = "FIRSTLINE_API_KEY"
 _MAX_CONNECTIONS: Final = 100
+_TEXT: Final = re.compile(r"texts\[(\d{1,9})\]", re.ASCII)
 
 
 class UnreachableError(ServiceError):
@@ -44,13 +47,23 @@ class TimedOutError(UnreachableError):
 
 
 class ResponseError(ServiceError):
-    """The service refused. `retry_after_s` is what it said of when to come back."""
+    """The service refused. `retry_after_s` is what it said of when to come back; `texts` are the
+    places in the caller's list that it named, each with what is wrong.
+    """
 
-    def __init__(self, message: str, status: int, code: str, retry_after_s: float | None) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int,
+        code: str,
+        retry_after_s: float | None,
+        texts: Mapping[int, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.retry_after_s = retry_after_s
+        self.texts = dict(texts or {})
 
 
 class UnauthorizedError(ResponseError):
@@ -72,6 +85,7 @@ _BY_STATUS: Final[Mapping[int, type[ResponseError]]] = {
     502: UnavailableError,
     503: UnavailableError,
     504: UnavailableError,
+    507: UnavailableError,
 }
 
 
@@ -123,23 +137,33 @@ class Call:
     repeatable: bool = True
     patient: bool = True  # tried again at all
     stream: bool = False  # a good answer is left to be read
+    first: int = 0  # where its texts begin in the caller's list
 
 
-def json_call(path: str, body: Mapping[str, Any], **options: Any) -> Call:
+def json_call(
+    path: str, body: Mapping[str, Any], *, key: str | None = None, first: int = 0, **options: Any
+) -> Call:
     """A POST with its own `Idempotency-Key`, the same in every retry.
 
+    Args:
+        key: None: a new one; else one is made of it, of the body, and of `first`.
+
     Raises:
-        DataError: a text cannot be written as UTF-8.
+        DataError: a text is none, or cannot be written as UTF-8.
     """
     try:
         content = json.dumps(body, ensure_ascii=False).encode()
+    except TypeError as error:
+        raise DataError(f"A text is no string: {error}. Decode bytes first.") from None
     except UnicodeEncodeError:
         raise DataError(
             "A text has half of a surrogate pair, which is no character and cannot be sent. "
             "Decode texts with errors='replace' where they are read."
         ) from None
-    headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
-    return Call(method="POST", path=path, content=content, headers=headers, **options)
+    named = None if key is None else sha256(f"{key}/{first}/".encode() + content).hexdigest()
+    made = named or uuid.uuid4().hex
+    headers = {"Content-Type": "application/json", "Idempotency-Key": made}
+    return Call(method="POST", path=path, content=content, headers=headers, first=first, **options)
 
 
 @dataclass(frozen=True)
@@ -227,7 +251,7 @@ class Client:
     def error(self, call: Call, outcome: Attempt) -> ServiceError:
         """What a failed outcome is to the caller."""
         if isinstance(outcome, Reply):
-            return _refusal(f"{self.url}{call.path}", outcome)
+            return _refusal(f"{self.url}{call.path}", outcome, call.first)
         name = type(outcome).__name__
         if isinstance(outcome, httpx.TimeoutException) and not isinstance(outcome, _NEVER_SENT):
             return TimedOutError(
@@ -285,21 +309,31 @@ def _retry_after_s(outcome: Attempt) -> float | None:
         return None
 
 
-def _refusal(where: str, reply: Reply) -> ResponseError:
+def _refusal(where: str, reply: Reply, first: int) -> ResponseError:
     status = reply.response.status_code
-    code, said = _said(reply.content)
+    code, said, texts = _said(reply.content, first)
     kind = _BY_STATUS.get(status, ResponseError)
-    return kind(f"{where} answered {status}: {said}", status, code, _retry_after_s(reply))
+    return kind(f"{where} answered {status}: {said}", status, code, _retry_after_s(reply), texts)
 
 
-def _said(content: bytes) -> tuple[str, str]:
-    """Code and message of an error in the service's shape, or the beginning of what came."""
+def _said(content: bytes, first: int) -> tuple[str, str, Mapping[int, str]]:
+    """Code and message of an error in the service's shape, or the beginning of what came; and the
+    texts that it names, by their place in the caller's list, of which the request began at `first`.
+    """
     try:
         error = json.loads(content)["error"]
-        details = "".join(f"\n  {d['where']}: {d['problem']}" for d in error.get("details", []))
-        return str(error.get("code", "")), f"{error['message']}{details}"
+        found = {str(d["where"]): str(d["problem"]) for d in error.get("details", [])}
+        code, message = str(error.get("code", "")), str(error["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return "", content.decode(errors="replace")[:200]
+        return "", content.decode(errors="replace")[:200], {}
+    texts = {
+        first + int(place[1]): problem
+        for where, problem in found.items()
+        if (place := _TEXT.fullmatch(where))
+    }
+    shown = [(f"texts[{at}]", problem) for at, problem in texts.items()]
+    shown += [item for item in found.items() if not _TEXT.fullmatch(item[0])]
+    return code, message + "".join(f"\n  {where}: {problem}" for where, problem in shown), texts
 
 
 # ---- for the transports -------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from serve_app.access.hosts import check_allowed
 from serve_app.access.rate_limits import RateConfig
 from serve_app.cascade.cache import CacheConfig
 from serve_app.cascade.escalation import EscalationBudget, default_budget_share
@@ -98,6 +99,10 @@ class BudgetConfig(_Model):
 class RouterConfig(_Model):
     """What every router of a service is told."""
 
+    host: str = "127.0.0.1"
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="other names that an open service is asked by, see access/hosts.py"
+    )
     routers: int = Field(1, ge=1)
     router_cpus: float = Field(0.5, gt=0)
     explore_share: float = Field(
@@ -113,6 +118,13 @@ class RouterConfig(_Model):
     rates: RateConfig = RateConfig()
     jobs: JobsConfig = JobsConfig()
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for name in given:
+            check_allowed(name)
+        return given
+
 
 class RouterArgs(RouterConfig):
     """What `build_router` takes."""
@@ -123,7 +135,6 @@ class RouterArgs(RouterConfig):
 class ServeConfig(RouterConfig):
     """All that `firstline serve` lets a user set."""
 
-    host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     allow_open: bool = Field(False, description="any address without API keys")
 

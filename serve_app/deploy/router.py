@@ -28,6 +28,7 @@ from cluster.settings import load_settings
 from serve_app.access import keys as api_keys
 from serve_app.access.abuse import Abuse
 from serve_app.access.admission import Admission
+from serve_app.access.hosts import Hosts
 from serve_app.access.rate_limits import Rates
 from serve_app.cascade.answerer import Answerer, ServedRelease
 from serve_app.cascade.audit_writer import AuditWriter
@@ -135,6 +136,7 @@ class Router:
             keys,
             Rates(args.rates, settings.redis_url),
             Abuse(self._monitor.abuse),
+            hosts=Hosts(args.host, args.allowed_hosts),
         )
         api = create_api(
             self,

@@ -140,7 +140,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         405: "This path does not take this method. /docs lists the methods.",
     }
     text = messages.get(error.status_code, "The request failed.")
-    return problem(error.status_code, text, headers=error.headers)
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"
+    return problem(error.status_code, text, headers=headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -18,24 +18,27 @@ Decided once:
 - Routers that share a Redis share the keys. A claim there lives for `CLAIM_S` and is renewed while
   the work goes on, so the keys of a killed router are free again within that time.
 - Without Redis, or while it is gone, a key holds within one router only: sent again to another, the
-  request runs again. Nothing is refused for it. An answer costs a little and destroys nothing.
+  request runs again. Nothing is refused for it. An answer costs a little and destroys nothing; a
+  job, which costs more, is known again by its folder (serve_app/jobs).
 
-What is kept is an answer's bytes: labels, ids and numbers, no text. No Ray, no HTTP.
+What is kept is a response's bytes: labels, ids and numbers, no text. No Ray.
 """
 
 import asyncio
+import json
 import random
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Final
 
 from cachetools import TTLCache
+from starlette.types import Message, Send
 
 from serve_app.errors import IdempotencyConflictError, IdempotencyInWorkError, IdempotencyKeyError
 from serve_app.redis_store import Claim, SharedStore, derive_key
@@ -50,10 +53,11 @@ CLAIM_S: Final = 3.0
 _RENEWALS: Final = 3  # per life of a claim, so that two may go astray
 _FIRST_POLL_S: Final = 0.02
 _LONGEST_POLL_S: Final = 0.2
-_NAMESPACE: Final = "idempotency:1:"
+_NAMESPACE: Final = "idempotency:2:"
 _DIGEST_BYTES: Final = 16
 _IN_WORK: Final = b"w"
 _DONE: Final = b"d"
+_HEAD_END: Final = b"\n"
 # A string of RFC 8941 without escapes, or the same without quotes, as most clients send it.
 _HEADER: Final = re.compile(r'"([!#-\[\]-~]{1,255})"|([!#-\[\]-~]{1,255})')
 
@@ -246,7 +250,7 @@ def _same(known: bytes, given: bytes, answer: bytes) -> bytes:
     if compare_digest(known, given):
         return answer
     raise IdempotencyConflictError(
-        "This Idempotency-Key was used before, with another body. Send a new key with each new "
+        "This Idempotency-Key was used before, for another request. Send a new key with each new "
         "request, and the same key only with the very same request."
     )
 
@@ -256,3 +260,62 @@ def _in_work() -> IdempotencyInWorkError:
         "The first request with this Idempotency-Key is still in work. Send the same request again "
         "in a moment to get its answer."
     )
+
+
+# ---- a response as it is kept --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole response, without what only its first client was told."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes = field(repr=False)
+
+    @property
+    def is_good(self) -> bool:
+        return self.status < 300
+
+    def packed(self) -> bytes:
+        named = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers]
+        return json.dumps([self.status, named]).encode() + _HEAD_END + self.body
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> "Reply":
+        head, _, body = data.partition(_HEAD_END)
+        status, named = json.loads(head)
+        headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in named)
+        return cls(status, headers, body)
+
+    async def send(self, send: Send, *more: tuple[bytes, bytes]) -> None:
+        headers = [*self.headers, *more]
+        start = {"type": "http.response.start", "status": self.status, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": self.body})
+
+
+class Recorder:
+    """A `send` that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self._status = 500
+        self._headers: tuple[tuple[bytes, bytes], ...] = ()
+        self._parts: list[bytes] = []
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] != "http.response.start":
+            self._parts.append(message.get("body", b""))
+            return
+        self._status, self._headers = message["status"], tuple(message["headers"])
+
+    def made(self) -> Reply:
+        return Reply(self._status, self._headers, b"".join(self._parts))
+
+
+class NotKeptError(Exception):
+    """A refusal, which the next attempt with the same key must not get again."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__()
+        self.reply = reply

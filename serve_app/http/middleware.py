@@ -1,7 +1,7 @@
 """Gate: the ASGI layer in front of the routes. What is not let in costs next to nothing.
 
-    request ─> too many in work? ─> admission ─> body ─┬─> a direct route ─> answer
-                                                       └─> FastAPI's routes ─> answer
+    request ─> too many in work? ─> admission ─> body ─> done before? ─┬─> a direct route ─> answer
+                                                                       └─> FastAPI's ─> answer
 
 A direct route takes the body as bytes and gives the answer as bytes. It is reached without
 FastAPI's layers, neither those between an application and its endpoint, which took 45 of the 64 us
@@ -11,11 +11,13 @@ of a request of one text, nor those around the middleware (`MiddlewareApi`), whi
 Decided once: what is in work is bounded by count, and by how late the event loop is (loop_lag.py),
 since a queue that is longer than clients wait is work for nobody. Over either, a request is refused
 before its key or its body are looked at: a client without a right to be there hears "overloaded"
-too.
+too. Every POST honours an Idempotency-Key (idempotency.py), and a HEAD is told what a GET is.
 """
 
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ from serve_app.errors import BodyTooLargeError, OverloadedError
 from serve_app.http.body import Body, BodyBudget, ClientGoneError, discard
 from serve_app.http.endings import Endings, OnEnd, ignore
 from serve_app.http.errors import CODES, RETRY_AFTER_S, broken, refusal
+from serve_app.http.idempotency import Idempotency, NotKeptError, Recorder, Reply
 from serve_app.http.loop_lag import LoopLag
 
 # Half a second of work at about 1,000 requests/s, so that what is let in is answered within one.
@@ -35,8 +38,13 @@ MAX_IN_WORK: Final = 512
 # it is late for another reason, such as replicas that start, and catches up.
 _MANY_IN_WORK: Final = 64
 _MAX_LATE_S: Final = 0.05
-_WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})
 _MALFORMED: Final = frozenset({400, 413, 415, 422})
+# Where the ASGI scope carries what only the same request with the same Idempotency-Key has too.
+SAME_REQUEST: Final = "firstline.same_request"
+_KEY: Final = b"idempotency-key"
+# Of what is beside path and body, the one header that changes what a body means.
+_BODY_SPLIT: Final = b"inference-header-content-length"
+_REPLAYED: Final = (b"idempotent-replay", b"true")
 _FULL: Final = "Too many requests are in work. Try again in a moment."
 _FULL_BODY: Final = json.dumps(
     {"error": {"code": "overloaded", "message": _FULL, "details": []}}
@@ -69,6 +77,7 @@ class Middleware:
     Args:
         direct: path -> what answers a POST to it.
         max_in_work: requests with a body, between its last byte and their answer.
+        idempotency: None: keys hold within this middleware.
     """
 
     def __init__(
@@ -78,8 +87,10 @@ class Middleware:
         body_budget: BodyBudget,
         direct: Mapping[str, Direct],
         max_in_work: int,
+        idempotency: Idempotency | None = None,
     ) -> None:
         self._app: ASGIApp
+        self._idempotency = idempotency or Idempotency(secrets.token_bytes())
         self._admission = admission
         self._body_budget = body_budget
         self._direct = direct
@@ -106,7 +117,7 @@ class Middleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        bodied = scope["method"] not in _WITHOUT_BODY
+        bodied = scope["method"] != "GET"
         if bodied and self._full:
             await send(_FULL_START)
             await send({"type": "http.response.body", "body": _FULL_BODY})
@@ -125,7 +136,11 @@ class Middleware:
             await discard(receive)
             await (await refusal(Request(scope), error))(scope, receive, out)
         except Exception as error:  # noqa: BLE001 - `refusal` raises again what is none
-            response = await refusal(Request(scope), error)
+            try:
+                response = await refusal(Request(scope), error)
+            except Exception:
+                self._admission.give_back_request(out.visit)
+                raise
             await response(scope, receive, out)
 
     async def _with_body(
@@ -152,11 +167,58 @@ class Middleware:
         out: "_Out",
         headers: Mapping[bytes, bytes],
     ) -> None:
-        if self.answers(scope):
-            direct = self._direct[scope["path"]]
-            await out.reply(await direct(content, headers, out.visit))
+        if _KEY in headers and scope["method"] == "POST":
+            await self._once(scope, content, receive, out, headers)
         else:
-            await self._app(scope, _again(content, receive), out)
+            await self._answer(scope, content, receive, out, headers)
+
+    async def _answer(
+        self,
+        scope: Scope,
+        content: bytes,
+        receive: Receive,
+        send: Send,
+        headers: Mapping[bytes, bytes],
+    ) -> None:
+        if self.answers(scope):
+            reply = await self._direct[scope["path"]](content, headers, scope[VISIT])
+            length = str(len(reply.body)).encode()
+            sizes = [(b"content-type", b"application/json"), (b"content-length", length)]
+            headers_out = [*sizes, *reply.headers]
+            await send({"type": "http.response.start", "status": 200, "headers": headers_out})
+            await send({"type": "http.response.body", "body": reply.body})
+        else:
+            await self._app(scope, _again(content, receive), send)
+
+    async def _once(
+        self,
+        scope: Scope,
+        content: bytes,
+        receive: Receive,
+        out: "_Out",
+        headers: Mapping[bytes, bytes],
+    ) -> None:
+        """The first answer that this request got with its key; a refusal is not kept."""
+        idempotency, caller = self._idempotency, out.visit.id
+        name = idempotency.name(caller, headers[_KEY].decode("latin-1"))
+        asked = (scope["path"].encode(), headers.get(_BODY_SPLIT, b""), content)
+        fingerprint = idempotency.fingerprint(caller, b"\0".join(asked))
+        scope[SAME_REQUEST] = idempotency.fingerprint(name, fingerprint).hex()
+
+        async def make() -> bytes:
+            recorder = Recorder()
+            await self._answer(scope, content, receive, recorder, headers)
+            reply = recorder.made()
+            if not reply.is_good:
+                raise NotKeptError(reply)
+            return reply.packed()
+
+        try:
+            kept, replayed = await idempotency.run(name, fingerprint, make)
+        except NotKeptError as refused:
+            await refused.reply.send(out)
+            return
+        await Reply.unpacked(kept).send(out, *([_REPLAYED] if replayed else []))
 
 
 class MiddlewareApi(FastAPI):
@@ -181,6 +243,12 @@ class MiddlewareApi(FastAPI):
             await super().__call__(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            asked = {**scope, "method": "GET"}
+            with suppress(HeadDoneError):
+                await super().__call__(asked, receive, Bodiless(send))
+            scope["route"] = asked.get("route")  # for its event
+            return
         if not self._middleware.answers(scope):
             await super().__call__(scope, receive, send)
             return
@@ -203,6 +271,8 @@ class _Out:
         if message["type"] == "http.response.start" and self.visit.key is not None:
             if message["status"] in _MALFORMED:
                 self._admission.malformed(self.visit)
+            if message["status"] >= 500:
+                self._admission.give_back_request(self.visit)
             message = {**message, "headers": self._merged(message["headers"])}
         await self._send(message)
 
@@ -212,12 +282,28 @@ class _Out:
         names = {name.lower() for name, _ in own}
         return own + [header for header in self.visit.headers if header[0] not in names]
 
-    async def reply(self, reply: JsonReply) -> None:
-        length = str(len(reply.body)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
-        headers += [*self.visit.headers, *reply.headers]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": reply.body})
+
+class HeadDoneError(Exception):
+    """All that a HEAD is told has been told; the rest of a stream need not be read."""
+
+
+class Bodiless:
+    """A `send` for HEAD: status and headers as GET has them, and no body."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._done = False
+
+    async def __call__(self, message: Message) -> None:
+        """Raises HeadDoneError where more of a body would follow."""
+        if message["type"] == "http.response.start":
+            await self._send(message)
+            return
+        if not self._done:
+            self._done = True
+            await self._send({"type": "http.response.body", "body": b""})
+        if message.get("more_body", False):
+            raise HeadDoneError
 
 
 def _again(content: bytes, receive: Receive) -> Receive:

@@ -1,12 +1,31 @@
 """The bodies of the native API: what comes in, and what goes out."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from fastapi import Header
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticUseDefault
 
 from serve_app.contracts import Route, RouteReason
 from serve_app.decide.explain import Explanation
 from serve_app.request_limits import MAX_CHARS, MAX_TEXTS
+
+# Described here for the schema: the middleware reads it, for every POST.
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="the same key and body again give the same answer again, for ten minutes"),
+]
+
+
+def null_is_absent(kind: Any) -> BeforeValidator:
+    """For an optional field of this kind: many clients send null for what they do not set."""
+    return BeforeValidator(_given, json_schema_input_type=kind | None)
+
+
+def _given(value: Any) -> Any:
+    if value is None:
+        raise PydanticUseDefault
+    return value
 
 
 class _Model(BaseModel):
@@ -28,12 +47,12 @@ class ClassifyIn(_Model):
         repr=False,
         description="decides which release answers where several do; never kept",
     )
-    explain: bool = Field(
+    explain: Annotated[bool, null_is_absent(bool)] = Field(
         False,
         strict=True,
         description="say why, with both costs and the nearest certified thresholds",
     )
-    route_only: bool = Field(
+    route_only: Annotated[bool, null_is_absent(bool)] = Field(
         False,
         strict=True,
         description="a preview of the route: the edge runs, the cloud is not paid, the label is "

@@ -24,6 +24,7 @@ from serve_app.access.admission import Admission, Answers
 from serve_app.access.keys import Scope
 from serve_app.contracts import Caller
 from serve_app.decide.answered import Answered
+from serve_app.http.models import IdempotencyKey
 from serve_app.http.routes import Service
 from serve_app.http.tensors import (
     HEADER_BYTES,
@@ -325,13 +326,17 @@ def _add_infer(
     @api.post(
         f"{path}/infer",
         response_model=InferOut,
-        responses=_refusals(400, 401, 403, 404, 408, 413, 415, 422, 429, 503),
+        responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503),
         # Named here too, so that who may not ask does not learn which versions there are.
         dependencies=[Depends(allowed), Depends(known), Depends(_check_kind)],
         openapi_extra=_infer_body(),
         summary="Classify 1 to 256 texts (Open Inference Protocol)",
     )
-    async def v2_infer(request: Request, caller: Annotated[Caller, Depends(allowed)]) -> Response:
+    async def v2_infer(
+        request: Request,
+        caller: Annotated[Caller, Depends(allowed)],
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
         asked = read(await request.body(), request.headers.get(HEADER_BYTES))
         answered = await service.answer(
             asked.texts, explain=False, route_only=False, caller=asked.by(caller)

@@ -7,7 +7,6 @@ Refusals have one shape (errors.py), and none repeats what the client sent.
 """
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Protocol
 
@@ -27,11 +26,16 @@ from serve_app.http.endings import OnEnd, ignore
 from serve_app.http.errors import HANDLERS, MAX_DETAILS, Detail, ErrorOut, problem
 from serve_app.http.idempotency import Idempotency
 from serve_app.http.middleware import MAX_IN_WORK, JsonReply, Middleware, MiddlewareApi
-from serve_app.http.models import ClassifyIn, ClassifyOut, FeedbackIn, FeedbackOut
+from serve_app.http.models import (
+    ClassifyIn,
+    ClassifyOut,
+    FeedbackIn,
+    FeedbackOut,
+    IdempotencyKey,
+)
 from serve_app.request_limits import MAX_DEADLINE_MS
 
 CLASSIFY: Final = "/v1/classify"
-_REPLAYED: Final = ((b"idempotent-replay", b"true"),)
 _ENCODE: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -82,14 +86,10 @@ def answer_json(answered: Answered) -> dict[str, Any]:
 
 
 class Classify:
-    """A body -> its answers, by way of the middleware alone.
+    """A body -> its answers, by way of the middleware alone."""
 
-    With an Idempotency-Key, the second time of a request gives the first one's answers.
-    """
-
-    def __init__(self, service: Service, admission: Admission, idempotency: Idempotency) -> None:
+    def __init__(self, service: Service, admission: Admission) -> None:
         self._service = admission.over(service)
-        self._idempotency = idempotency
 
     async def __call__(
         self, body: bytes, headers: Mapping[bytes, bytes], visit: Visit
@@ -98,22 +98,10 @@ class Classify:
         _check_kind(body, headers)
         asked = _asked(body)
         caller = Caller(visit.id, asked.user_id, deadline_s(headers))
-        given = headers.get(b"idempotency-key")
-        if given is None:
-            return JsonReply(await self._answer(asked, caller))
-        name = self._idempotency.name(caller.key, given.decode("latin-1"))
-        answers, replayed = await self._idempotency.run(
-            name,
-            self._idempotency.fingerprint(caller.key, body),
-            lambda: self._answer(asked, caller),
-        )
-        return JsonReply(answers, _REPLAYED if replayed else ())
-
-    async def _answer(self, asked: ClassifyIn, caller: Caller) -> bytes:
         answered = await self._service.answer(
             asked.texts, explain=asked.explain, route_only=asked.route_only, caller=caller
         )
-        return _ENCODE({"answers": list(map(answer_json, answered))}).encode()
+        return JsonReply(_ENCODE({"answers": list(map(answer_json, answered))}).encode())
 
 
 def _check_kind(body: bytes, headers: Mapping[bytes, bytes]) -> None:
@@ -163,12 +151,12 @@ def create_api(
         on_end: hears how each request has ended.
     """
     admission = admission or Admission()
-    idempotency = idempotency or Idempotency(secrets.token_bytes())
     middleware = Middleware(
         admission=admission,
         body_budget=body_budget or BodyBudget(),
-        direct={CLASSIFY: Classify(service, admission, idempotency)},
+        direct={CLASSIFY: Classify(service, admission)},
         max_in_work=max_in_work,
+        idempotency=idempotency,
     )
     api = MiddlewareApi(
         middleware,
@@ -200,13 +188,7 @@ def _add_answers(api: FastAPI, service: Service, admission: Admission) -> None:
             int | None,
             Header(ge=1, le=MAX_DEADLINE_MS, description="how long the caller waits at most"),
         ] = None,
-        idempotency_key: Annotated[
-            str | None,
-            Header(
-                pattern=r"^[!#-\[\]-~]{1,255}$",
-                description="the same key and body again give the same answers again",
-            ),
-        ] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
         # Described here for the schema: the middleware hands the request to `Classify`.
         raise AssertionError(f"{CLASSIFY} came past the middleware")
@@ -214,11 +196,11 @@ def _add_answers(api: FastAPI, service: Service, admission: Admission) -> None:
     @api.post(
         "/v1/feedback",
         response_model=FeedbackOut,
-        responses=_errors(400, 408, 413, 422, 503),
+        responses=_errors(400, 408, 409, 413, 422, 503),
         dependencies=[Depends(admission.needs(Scope.FEEDBACK))],
         summary="Say what an answer should have been",
     )
-    async def feedback(body: FeedbackIn) -> Response:
+    async def feedback(body: FeedbackIn, idempotency_key: IdempotencyKey = None) -> Response:
         labels = service.labels()
         if body.label not in labels:
             shown = ", ".join(labels[:MAX_DETAILS]) + (", ..." if len(labels) > 10 else "")

@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,7 +19,7 @@ from serve_app.contracts import Caller
 from serve_app.decide.answered import Answered
 from serve_app.errors import RefusedError
 from serve_app.http.errors import CODES
-from serve_app.http.models import ClassifyIn
+from serve_app.http.models import ClassifyIn, null_is_absent
 from serve_app.request_limits import MAX_DEADLINE_MS, MAX_TEXTS
 
 MODEL: Final = "firstline"
@@ -53,7 +53,7 @@ class InputTensor(_In):
         max_length=_MAX_ITEMS, description="[n] or [n, 1], n texts", examples=[[1]]
     )
     datatype: str = Field(repr=False, examples=["BYTES"])
-    parameters: InputParameters = InputParameters()
+    parameters: Annotated[InputParameters, null_is_absent(InputParameters)] = InputParameters()
     data: list[str | list[str]] | None = Field(
         None,
         max_length=MAX_TEXTS,
@@ -70,24 +70,27 @@ class OutputParameters(_In):
 
 class OutputWanted(_In):
     name: str = Field(repr=False, examples=["label"])
-    parameters: OutputParameters = OutputParameters()
+    parameters: Annotated[OutputParameters, null_is_absent(OutputParameters)] = OutputParameters()
+
+
+_Wanted = Annotated[list[OutputWanted], Field(max_length=_MAX_ITEMS)]
 
 
 class InferParameters(_In):
-    binary_data_output: bool = Field(False, description="all outputs as bytes after the JSON")
+    binary_data_output: Annotated[bool, null_is_absent(bool)] = Field(
+        False, description="all outputs as bytes after the JSON"
+    )
     user_id: str | None = Field(None, repr=False, description="as in /v1/classify")
     timeout: int | None = Field(None, gt=0, description="how long the caller waits, microseconds")
 
 
 class InferIn(_In):
     id: str | None = Field(None, max_length=256, repr=False, description="returned as it came")
-    parameters: InferParameters = InferParameters()
+    parameters: Annotated[InferParameters, null_is_absent(InferParameters)] = InferParameters()
     inputs: list[InputTensor] = Field(
         max_length=_MAX_ITEMS, description=f"one, named {INPUT!r}, of BYTES"
     )
-    outputs: list[OutputWanted] = Field(
-        default=[], max_length=_MAX_ITEMS, description="absent: all"
-    )
+    outputs: Annotated[_Wanted, null_is_absent(_Wanted)] = Field([], description="absent: all")
 
 
 class Out(BaseModel):

@@ -2,17 +2,21 @@
 
     POST ─> <home>/jobs/<id>/ ─> the runner (runner.py) ─> `firstline score` ─> GET .../results
 
-A job belongs to the API key that made it; to any other it does not exist. Texts that came with a
+A job belongs to the API key that made it; to any other it does not exist. One that is asked for
+again with its `Idempotency-Key` is the same job, on whatever router: its id is made of the request.
+A job that the disk does not take is refused, and its texts are not counted. Texts that came with a
 request lie on disk (0600) only until the job ends; its results until DELETE, or a day after its
 end. A file is named below `<home>/inbox`, which only the operator fills.
 """
 
 import asyncio
+import errno
 import json
 import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -28,6 +32,8 @@ from serve_app.access.admission import Admission
 from serve_app.access.keys import Scope
 from serve_app.contracts import Caller
 from serve_app.http.errors import ErrorOut, problem
+from serve_app.http.middleware import SAME_REQUEST
+from serve_app.http.models import IdempotencyKey, null_is_absent
 from serve_app.jobs.runner import RunnerClient
 from serve_app.jobs.store import OUT, Job, JobState, JobStore
 from serve_app.scored import SUMMARY, rows
@@ -39,6 +45,7 @@ MAX_QUEUED: Final = 32  # jobs that are not over; each holds its texts on the di
 MAX_QUEUED_PER_KEY: Final = 8  # so that one key leaves room for others
 RETRY_AFTER_S: Final = 30
 _LINES: Final = 256  # of results that are sent at a time
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _Column = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 
 
@@ -62,7 +69,9 @@ class JobIn(_Model):
         repr=False,
         description="instead: a CSV, JSONL or Parquet file, by its path below the service's inbox",
     )
-    text_column: _Column = Field("text", description="of the file")
+    text_column: Annotated[_Column, null_is_absent(_Column)] = Field(
+        "text", description="of the file"
+    )
     id_column: _Column | None = Field(
         None, description="of the file; its values come back, personal data masked"
     )
@@ -104,6 +113,19 @@ class QueueFullError(FirstlineError):
     """More jobs wait than may."""
 
 
+class StorageError(FirstlineError):
+    """The disk that jobs are kept on does not take, or give, what it should."""
+
+    def __init__(self, error: OSError) -> None:
+        self.is_full = error.errno in _FULL
+        kind = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        found = "is full" if self.is_full else f"cannot be used ({kind})"
+        super().__init__(
+            f"The disk that jobs are kept on {found}, so nothing was done and no text was counted. "
+            "Ask the operator to mend that, and then again."
+        )
+
+
 class Jobs:
     """The jobs of a service; several routers may have one each, for everything is on disk.
 
@@ -128,14 +150,24 @@ class Jobs:
         if await asyncio.to_thread(self._store.all):  # the finished ones are removed in time
             await self._poke()
 
-    async def create(self, owner: str, asked: JobIn) -> JobOut:
+    async def known(self, owner: str, job_id: str | None) -> JobOut | None:
+        """The job of that id, if it is there and theirs. Raises StorageError."""
+        job = None if job_id is None else await asyncio.to_thread(self._store.find, job_id)
+        if job is None or job.owner != owner:
+            return None
+        return await asyncio.to_thread(self._shown, job)
+
+    async def create(self, owner: str, asked: JobIn, job_id: str | None = None) -> JobOut:
         """Puts a job in the queue.
 
+        Args:
+            job_id: 32 hex digits that only the very same request of this owner has; None: new ones.
+
         Raises:
-            UnknownFileError, QueueFullError
+            UnknownFileError, QueueFullError, StorageError
         """
         job = Job(
-            id=secrets.token_hex(16),
+            id=job_id or secrets.token_hex(16),
             owner=owner,
             release=self._release(),
             file=asked.file,
@@ -146,7 +178,7 @@ class Jobs:
         )
         await asyncio.to_thread(self._add, job, asked.texts or [])
         await self._poke()
-        return self._shown(job)
+        return await asyncio.to_thread(self._shown, job)
 
     def _add(self, job: Job, texts: list[str]) -> None:
         if job.file is not None:
@@ -154,17 +186,18 @@ class Jobs:
                 self._store.in_inbox(job.file)
             except DataError as error:
                 raise UnknownFileError(str(error)) from None
-        waiting = [one for one in self._store.all() if not one.state.is_over]
-        own = sum(one.owner == job.owner for one in waiting)
-        if len(waiting) >= MAX_QUEUED or own >= MAX_QUEUED_PER_KEY:
-            raise QueueFullError(
-                f"{len(waiting)} jobs wait or run, {own} of them of this key; at most "
-                f"{MAX_QUEUED} and {MAX_QUEUED_PER_KEY} may. Wait until one is done."
-            )
-        self._store.add(job, texts)
+        with _disk():
+            waiting = [one for one in self._store.all() if not one.state.is_over]
+            own = sum(one.owner == job.owner for one in waiting)
+            if len(waiting) >= MAX_QUEUED or own >= MAX_QUEUED_PER_KEY:
+                raise QueueFullError(
+                    f"{len(waiting)} jobs wait or run, {own} of them of this key; at most "
+                    f"{MAX_QUEUED} and {MAX_QUEUED_PER_KEY} may. Wait until one is done."
+                )
+            self._store.add(job, texts)
 
     async def get(self, owner: str, job_id: str) -> JobOut:
-        """Raises UnknownJobError."""
+        """Raises UnknownJobError, StorageError."""
         job = await asyncio.to_thread(self._find, owner, job_id)
         if job.state is JobState.QUEUED:
             await self._poke()
@@ -174,13 +207,17 @@ class Jobs:
         """Stops it if it runs, and removes all of it.
 
         Raises:
-            UnknownJobError
+            UnknownJobError, StorageError
             ServiceError: the runner does not answer; the job goes when it does.
         """
         job = await asyncio.to_thread(self._find, owner, job_id)
-        await asyncio.to_thread(self._store.cancel, job)
+        await asyncio.to_thread(self._cancel, job)
         if not await self._runner.cleared(job.id):
             raise ServiceError("The job is being stopped. Ask again in a moment.")
+
+    def _cancel(self, job: Job) -> None:
+        with _disk():
+            self._store.cancel(job)
 
     async def results(self, owner: str, job_id: str) -> Iterator[str]:
         """Its answers as JSON lines, some at a time, in the order of the input.
@@ -202,6 +239,8 @@ class Jobs:
     def _shown(self, job: Job) -> JobOut:
         is_done = job.state is JobState.DONE
         done, total = self._store.progress(job)
+        with _disk():
+            summary = read_json(self._store.folder(job.id) / OUT / SUMMARY) if is_done else None
         return JobOut(
             id=job.id,
             state=job.state,
@@ -210,7 +249,7 @@ class Jobs:
             rows_done=done,
             rows_total=total,
             error=job.error,
-            summary=read_json(self._store.folder(job.id) / OUT / SUMMARY) if is_done else None,
+            summary=summary,
             results=f"/v1/jobs/{job.id}/results" if is_done else None,
         )
 
@@ -220,6 +259,16 @@ class Jobs:
             await self._runner.poke()
         except ServiceError as error:
             log.warning("A job waits: %s", error)
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Raises StorageError, instead of what the disk says."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("The jobs' disk: %s", error.strerror)
+        raise StorageError(error) from error
 
 
 def _lines(out: Path) -> Iterator[str]:
@@ -249,6 +298,12 @@ async def _no_file(request: Request, error: Exception) -> Response:
     return problem(422, str(error), code="unknown_file")
 
 
+async def _no_disk(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StorageError)
+    status, code = (507, "disk_full") if error.is_full else (503, "storage_failed")
+    return problem(status, str(error), code=code)
+
+
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorOut} for status in statuses}
 
@@ -260,20 +315,26 @@ def add_jobs(api: FastAPI, jobs: Jobs, admission: Admission) -> None:
     api.add_exception_handler(JobNotDoneError, _not_done)
     api.add_exception_handler(QueueFullError, _full)
     api.add_exception_handler(UnknownFileError, _no_file)
+    api.add_exception_handler(StorageError, _no_disk)
 
     @api.post(
         "/v1/jobs",
         status_code=202,
         response_model=JobOut,
-        responses=_errors(400, 413, 422, 429, 503),
+        responses=_errors(400, 409, 413, 422, 429, 503, 507),
         summary="Score up to 10,000 texts, or a file of the inbox, in the background",
     )
-    async def create(body: JobIn, caller: Known) -> Response:
-        if body.texts:
-            await admission.take_texts(caller, body.texts)
-        made = await jobs.create(caller.key, body)
-        where = {"Location": f"/v1/jobs/{made.id}"}
-        return JSONResponse(made.model_dump(mode="json"), 202, where)
+    async def create(
+        request: Request, body: JobIn, caller: Known, idempotency_key: IdempotencyKey = None
+    ) -> Response:
+        same_request = request.scope.get(SAME_REQUEST)
+        made = await jobs.known(caller.key, same_request)
+        replayed = {} if made is None else {"Idempotent-Replay": "true"}
+        if made is None:
+            async with admission.taking(caller, body.texts or []):
+                made = await jobs.create(caller.key, body, same_request)
+        headers = {"Location": f"/v1/jobs/{made.id}", **replayed}
+        return JSONResponse(made.model_dump(mode="json"), 202, headers)
 
     @api.get(
         "/v1/jobs/{job_id}",

@@ -130,11 +130,14 @@ class Runner:
                 self._wake.wait(_SWEEP_EVERY_S)
 
     def _step(self) -> bool:
-        """Removes what is to go, and runs the next job; False if there was none."""
-        queued = [job for job in self._swept() if job.state is JobState.QUEUED]
-        if queued:
-            self._run(queued[0])
-        return bool(queued)
+        """Removes what is to go, and runs the next job; False if there was none.
+
+        One that is said to run does not: what became of it could not be written.
+        """
+        left = [job for job in self._swept() if not job.state.is_over]
+        if left:
+            self._run(left[0])
+        return bool(left)
 
     def _swept(self, running: str | None = None) -> list[Job]:
         """The jobs, after the cancelled and the old are removed; the running one is left."""
@@ -165,14 +168,16 @@ class Runner:
                 words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._environment,
                 start_new_session=True, cwd=Path(__file__).resolve().parents[2],
             )  # fmt: skip
-        running = {
-            "state": JobState.RUNNING,
-            "pid": process.pid,
-            "pid_started": started(process.pid),
-        }
+        since = started(process.pid)
+        running = {"state": JobState.RUNNING, "pid": process.pid, "pid_started": since}
         job = job.model_copy(update=running)
-        self._store.update(job)
-        self._follow(job, process)
+        try:
+            self._store.update(job)
+            self._follow(job, process)
+        except OSError:  # the disk: it starts again when that is mended, and not beside this one
+            _end(process.pid, since)
+            process.wait()
+            raise
 
     def _follow(self, job: Job, process: "subprocess.Popen[bytes]") -> None:
         while process.poll() is None:

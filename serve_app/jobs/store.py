@@ -11,6 +11,7 @@ owner's eyes only (0700, files 0600).
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -34,6 +35,7 @@ OUT: Final = "out"
 LOG: Final = "log.txt"
 _JOB: Final = "job.json"
 _CANCELLED: Final = "cancelled"
+_TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 _ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
@@ -84,7 +86,7 @@ class JobStore:
         return self.root / job_id
 
     def add(self, job: Job, texts: Sequence[str] = ()) -> None:
-        """Writes a job whole: a reader sees all of it, or nothing."""
+        """Writes a job whole: a reader sees all of it, or nothing. One that is there stays."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         scratch = Path(tempfile.mkdtemp(dir=self.root, prefix="."))  # 0700
         try:
@@ -94,9 +96,10 @@ class JobStore:
                     file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
             write_json(scratch / _JOB, job.model_dump(mode="json"))
             scratch.replace(self.folder(job.id))
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(scratch, ignore_errors=True)
-            raise
+            if not (isinstance(error, OSError) and error.errno in _TAKEN):
+                raise
 
     def update(self, job: Job) -> None:
         """Does nothing if the job has been removed."""

@@ -8,7 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from serve_app.monitor.stats import AlertName, LatencyQuantiles, MonitorReport, Stats
@@ -74,8 +79,7 @@ def _gauges(stats: Stats) -> Iterator[Metric]:
     states = [([name, state], 1.0) for name, state in stats.states.items()]
     yield _gauges_by("state", "1 for the state it is in", ["name", "state"], states)
     if stats.latency_ms is not None:
-        seconds = _seconds(stats.latency_ms)
-        yield _gauges_by("latency_seconds", "In the router", ["quantile"], _by(seconds))
+        yield _quantiles("latency_seconds", "In the router", [({}, stats.latency_ms)])
 
 
 def _releases(stats: Stats) -> Iterator[Metric]:
@@ -105,12 +109,11 @@ def _releases(stats: Stats) -> Iterator[Metric]:
         known = {release: value for release, value in values.items() if value is not None}
         yield _gauges_by(name, text, ["release"], _by(known))
     latency = [
-        ([name, quantile], seconds)
+        ({"release": name}, one.latency_ms)
         for name, one in live.items()
         if one.latency_ms is not None
-        for quantile, seconds in _seconds(one.latency_ms).items()
     ]
-    yield _gauges_by("release_latency_seconds", "In the router", ["release", "quantile"], latency)
+    yield _quantiles("release_latency_seconds", "In the router", latency)
 
 
 def _requests(stats: Stats) -> Iterator[Metric]:
@@ -131,11 +134,6 @@ def _judgement(report: MonitorReport) -> Iterator[Metric]:
     yield _gauges_by("alert", "1 for an alert that is on", ["name"], alerts)
 
 
-def _seconds(latency: LatencyQuantiles) -> dict[str, float]:
-    by_quantile = {"0.5": latency.p50, "0.95": latency.p95, "0.99": latency.p99}
-    return {quantile: ms / 1000 for quantile, ms in by_quantile.items()}
-
-
 def _by(values: Mapping[str, float]) -> list[tuple[list[str], float]]:
     return [([name], value) for name, value in values.items()]
 
@@ -149,6 +147,20 @@ def _gauges_by(name: str, text: str, labels: Sequence[str], samples: Samples) ->
     for values, value in samples:
         gauge.add_metric(values, value)
     return gauge
+
+
+def _quantiles(
+    name: str, text: str, samples: Iterable[tuple[Mapping[str, str], LatencyQuantiles]]
+) -> Metric:
+    """A summary of quantiles alone, which the format allows: those of a window have no count that
+    only grows."""
+    full_name = f"{_PREFIX}{name}"
+    summary = SummaryMetricFamily(full_name, text)
+    for labels, latency in samples:
+        by_quantile = {"0.5": latency.p50, "0.95": latency.p95, "0.99": latency.p99}
+        for quantile, ms in by_quantile.items():
+            summary.add_sample(full_name, {**labels, "quantile": quantile}, ms / 1000)
+    return summary
 
 
 def _counter(name: str, text: str, labels: Sequence[str], samples: Samples) -> Metric:

@@ -5,7 +5,6 @@ cache off, so that every request goes the whole way. Every fault here undoes its
 """
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +27,7 @@ from serve_app.service.state import ServiceInfo
 from tests.bench.load import clients, read_records
 from tests.bench.ours import PATH, config, serving
 from tests.chaos.clients import Right, Seen, answers_of_models, judge
-from tests.support.serving import make_pair, make_release
+from tests.support.serving import make_pair, make_release, pids_titled
 from tests.support.toys import message, traffic
 from tests.support.waiting import wait_for
 
@@ -67,8 +66,7 @@ class Stage:
 
     def pids(self, title: str) -> list[int]:
         """The processes of this service, and no other's, that are called so."""
-        assert self.info.haproxy_dir is not None
-        return [pid for pid in marked(self.info.haproxy_dir) if re.search(title, _title(pid))]
+        return pids_titled(self.info, title)
 
     def kill(self, title: str, count: int | None = None) -> float:
         """SIGKILL to all of them, or the first few; when, as time of day.
@@ -129,14 +127,6 @@ def _gone() -> Iterator[None]:
     """Passes over a process that has ended meanwhile."""
     with suppress(ProcessLookupError, psutil.NoSuchProcess):
         yield
-
-
-def _title(pid: int) -> str:
-    """Empty if it has ended since it was listed."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The whole training path with the other architectures: a random encoder of each, real Ray."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,15 @@ from transformers import AutoConfig
 from cluster.connect import connected
 from cluster.files import read_json
 from cluster.settings import Settings, load_settings
+from cluster.tracking import client
 from serve_app.model.classifier import OnnxClassifier
 from tests.support.encoders import make_tiny_distilbert, make_tiny_roberta
 from train_jobs.gate import GateLimits
 from train_jobs.pipeline import PipelineResult, configure, run
 from train_jobs.samples.generator import write_csv
+from train_jobs.training.on_ray import Compute
 
-# Five Ray stages stand behind the first test; as test_training.py, they stand back for services.
+# Twice five Ray stages stand behind the first test.
 pytestmark = pytest.mark.timeout(600)
 
 MAKERS = {"distilbert": make_tiny_distilbert, "roberta": make_tiny_roberta}
@@ -38,23 +41,38 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     assert not ray.is_initialized()
 
 
-@pytest.fixture(scope="module", params=sorted(MAKERS))
-def made(
-    request: pytest.FixtureRequest, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, PipelineResult]:
+@pytest.fixture(scope="module")
+def every(
+    settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, PipelineResult]:
+    """Side by side: most of a stage on so few rows is starting its workers."""
     folder = tmp_path_factory.mktemp("input")
     write_csv(folder / "messages.csv", 800, seed=1)
-    base = MAKERS[request.param](folder / "encoder")
-    given = configure(data=folder / "messages.csv", base=str(base), epochs=2, dapt_epochs=1)
-    student = replace(given.distill, layers=2, vocabulary=BUDGET, copies=1, learning_rate=2e-3)
-    config = replace(
-        given,
-        finetune=replace(given.finetune, learning_rate=2e-3),
-        distill=student,
-        limits=WIDE,
-        compress=replace(given.compress, min_agreement=0.7),  # it is unsure of its answers
-    )
-    return request.param, run(config, settings)
+    client(settings)  # one of them has to make MLflow's tables
+
+    def trained(kind: str) -> PipelineResult:
+        base = MAKERS[kind](folder / kind)
+        given = configure(data=folder / "messages.csv", base=str(base), epochs=2, dapt_epochs=1)
+        student = replace(given.distill, layers=2, vocabulary=BUDGET, copies=1, learning_rate=2e-3)
+        config = replace(
+            given,
+            compute=Compute(cpus_per_worker=1),
+            finetune=replace(given.finetune, learning_rate=2e-3),
+            distill=student,
+            limits=WIDE,
+            compress=replace(given.compress, min_agreement=0.7),  # it is unsure of its answers
+        )
+        return run(config, settings)
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(MAKERS, pool.map(trained, MAKERS), strict=True))
+
+
+@pytest.fixture(params=sorted(MAKERS))
+def made(
+    request: pytest.FixtureRequest, every: dict[str, PipelineResult]
+) -> tuple[str, PipelineResult]:
+    return request.param, every[request.param]
 
 
 def test_both_sides_are_of_the_architecture(made: tuple[str, PipelineResult]) -> None:

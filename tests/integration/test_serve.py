@@ -5,7 +5,6 @@ One service for the module, on a toy release whose cloud answers NaN to one word
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -31,7 +30,7 @@ from serve_app.http.errors import ErrorOut
 from serve_app.service import lifecycle, process, releases, state
 from serve_app.service.state import ServiceInfo
 from tests.support.ray_private import is_forgotten
-from tests.support.serving import make_pair, make_release
+from tests.support.serving import make_pair, make_release, pids_titled
 from tests.support.toys import message
 from tests.support.waiting import free_port, wait_for
 
@@ -64,17 +63,7 @@ class Running:
 
     def pids(self, title: str) -> list[int]:
         """The processes of this service whose title matches."""
-        assert self.info.haproxy_dir is not None
-        marked = process.marked(self.info.haproxy_dir)
-        return [pid for pid in marked if re.search(title, process_title(pid))]
-
-
-def process_title(pid: int) -> str:
-    """Empty if it has ended since it was listed."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return pids_titled(self.info, title)
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +243,29 @@ def test_bad_input_has_one_shape_through_the_proxy(
     )
     assert response.status_code == status
     ErrorOut.model_validate_json(response.content)
+
+
+def test_heads_strange_hosts_and_long_headers_through_the_proxy(running: Running) -> None:
+    http = running.http
+    for path in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/nothing"):
+        get, head = http.get(path), http.head(path)
+        assert (head.status_code, head.content) == (get.status_code, b""), path
+    for host in (f"localhost:{running.info.port}", "LOCALHOST", "[::1]"):
+        assert http.get("/healthz", headers={"Host": host}).status_code == 200
+    for headers, status in (({"Host": "evil.example"}, 421), ({"X-Long": "a" * 20_000}, 431)):
+        response = http.get("/healthz", headers=headers)
+        assert response.status_code == status
+        ErrorOut.model_validate_json(response.content)
+
+
+def test_a_job_asked_for_twice_with_one_key_is_one_job(running: Running) -> None:
+    headers = {"Idempotency-Key": "of-one-job"}
+    made = [
+        running.http.post("/v1/jobs", json={"texts": [EASY]}, headers=headers) for _ in range(2)
+    ]
+    assert [one.status_code for one in made] == [202, 202]
+    assert made[0].json()["id"] == made[1].json()["id"]
+    assert running.http.delete(f"/v1/jobs/{made[0].json()['id']}").status_code == 204
 
 
 def test_a_second_start_and_a_taken_port_are_refused(running: Running, tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ from train_jobs.training.candidates import Candidate, FinetuneConfig
 from train_jobs.training.checkpoints import HISTORY
 from train_jobs.training.on_ray import Compute, Loop, Trained, fit_on_ray
 
-# Five Ray stages stand behind the first test. Ray's workers stand back for all else on the machine,
-# so what trains may run beside the services.
+# Five Ray stages stand behind the first test.
 pytestmark = pytest.mark.timeout(600)
 
 ROWS = 1200
@@ -207,27 +206,27 @@ def test_nothing_is_left_of_the_workers(result: PipelineResult, settings: Settin
     assert not [path for path in settings.home.rglob(".*") if path.is_dir()]
 
 
-def test_same_seed_and_data_on_one_worker_is_the_same_model(
-    settings: Settings, config: PipelineConfig, tmp_path: Path
+def test_a_given_rate_is_not_raced_for_and_starts_from_the_same_head(
+    settings: Settings, config: PipelineConfig, result: PipelineResult, tmp_path: Path
 ) -> None:
-    dataset, encoder = build(config.data, settings), Path(config.dapt.base)
-    short = replace(config.finetune, epochs=1, learning_rate=1e-3)
-    common: dict[str, Any] = {"settings": settings, "compute": Compute()}
+    """The same rows and seed make the same probe, to the last bit."""
+    made = result.cloud.path.parent
+    given = replace(config.finetune, learning_rate=1e-3)
+    found = recipe.run(
+        given, result.dataset, made / "dapt", tmp_path / "recipe", settings=settings,
+        compute=Compute(),
+    )  # fmt: skip
+    assert [one.name for one in found.tried] == ["probe alone"]
+    assert found.chosen.learning_rate == given.learning_rate
+    _assert_equal(_weights(found.start), _weights(made / "recipe" / "start"))
 
-    def weights(name: str) -> dict[str, torch.Tensor]:
-        found = recipe.run(short, dataset, encoder, tmp_path / f"{name}-recipe", **common)
-        assert [one.name for one in found.tried] == ["probe alone"], "a given rate is not raced for"
-        made = finetune.run(short, found, dataset, tmp_path / name, **common)
-        return load_file(made.path / "model.safetensors")
 
-    first, second = weights("first"), weights("second")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    # Not because nothing was trained: every layer of the encoder has moved.
-    before = load_file(encoder / "model.safetensors")
+def test_fine_tuning_moves_every_layer(result: PipelineResult) -> None:
+    made = result.cloud.path.parent
+    before, after = _weights(made / "recipe" / "start"), _weights(made / "cloud")
     for layer in range(4):
         name = f"bert.encoder.layer.{layer}.output.dense.weight"
-        assert not torch.equal(first[name], before[name])
+        assert not torch.equal(before[name], after[name])
 
 
 # ---- workers die --------------------------------------------------------------------------------
@@ -286,12 +285,19 @@ def _run_stage(
     return distill.run(config.distill, dataset, made / "cloud", out, **common)
 
 
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def _assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def _assert_same(ours: Path, theirs: Path) -> None:
     """The same weights to the last bit, and the same figures on the way to them."""
     assert _history(ours) == _history(theirs)
-    one, other = (load_file(folder / "model.safetensors") for folder in (ours, theirs))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    _assert_equal(_weights(ours), _weights(theirs))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Toy releases for the serving tests: a toy pair, a rule on confidence, a certificate, prices."""
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from serve_app.decide.cost import Prices
 from serve_app.decide.policy import BundlePins, RouterPolicy
 from serve_app.decide.scores import Weighted
 from serve_app.guard.prepare import prepare
+from serve_app.service import process
+from serve_app.service.state import ServiceInfo
 from tests.support.toys import make_bundle
 from train_jobs.data import content_key
 from tune.certificate.certify import Certificate, Promise
@@ -86,3 +89,18 @@ class Pair:
 def make_pair(folder: Path, *, cloud_nan_word: str | None = None) -> Pair:
     """A toy edge and cloud; the cloud may answer NaN to one word."""
     return Pair(make_bundle(folder, "edge"), make_bundle(folder, "cloud", nan_word=cloud_nan_word))
+
+
+def pids_titled(info: ServiceInfo, title: str) -> list[int]:
+    """The processes of a service whose title matches."""
+    assert info.haproxy_dir is not None
+    marked = process.marked(info.haproxy_dir)
+    return [pid for pid in marked if re.search(title, _title(pid))]
+
+
+def _title(pid: int) -> str:
+    """Empty if it has ended since it was listed."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

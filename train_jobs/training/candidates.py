@@ -13,7 +13,8 @@ from torch.nn import functional as F  # noqa: N812 - the field's own name for it
 from cluster.bundles import TOKENIZER
 from serve_app.model.tokenizer import TextTokenizer
 from train_jobs.data import Dataset
-from train_jobs.training.encoders import load_classifier, max_tokens, new_head, without_dropout
+from train_jobs.training.dropout import quick_dropout, without_dropout
+from train_jobs.training.encoders import load_classifier, max_tokens, new_head
 from train_jobs.training.trainer import Batch, Fit, Loss, TokenRows, forward
 
 
@@ -146,6 +147,7 @@ def made_ready(start: str, labels: Sequence[str], candidate: Candidate) -> Any:
         new_head(model)
     else:
         without_dropout(model, only_attention=True)
+    quick_dropout(model)
     model.get_input_embeddings().weight.requires_grad = False
     return model
 

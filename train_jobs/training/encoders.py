@@ -53,10 +53,6 @@ _DISTILBERT_BLOCK: Final = {
     "narrow": "ffn.lin2",
     "norm": "output_layer_norm",
 }
-_ATTENTION_DROPOUT: Final = ("attention_probs_dropout_prob", "attention_dropout")
-_OTHER_DROPOUT: Final = (
-    "hidden_dropout_prob", "dropout", "seq_classif_dropout", "classifier_dropout",
-)  # fmt: skip
 # Of feed-forward blocks, as configurations name them: what train_jobs/student/graph.py can write.
 ACTIVATIONS: Final = ("gelu", "gelu_new", "relu")
 
@@ -322,25 +318,6 @@ def keep_neurons(model: Any, weights: Sequence[torch.Tensor], width: int) -> Non
         narrow.weight = nn.Parameter(narrow.weight.detach()[:, kept].clone())
         widen.out_features = narrow.in_features = width
     setattr(model.config, _FEED_FORWARD[model.config.model_type][2], width)
-
-
-def without_dropout(model: Any, *, only_attention: bool = False) -> None:
-    """Turns dropout off, in place: all of it, or that of the attention's weights.
-
-    A student is held by its teacher's answers. In attention it slows a step and helps nothing that
-    was measured; that of hidden states helps on noisy labels (docs/training.md).
-    """
-    names = _ATTENTION_DROPOUT if only_attention else (*_ATTENTION_DROPOUT, *_OTHER_DROPOUT)
-    for name in names:
-        if getattr(model.config, name, None) is not None:
-            setattr(model.config, name, 0.0)
-    for path, module in model.named_modules():
-        # Below the attention, but for what it writes in the end, which is a hidden state.
-        attention = "attention" in path and "attention.output" not in path
-        if isinstance(module, nn.Dropout) and (attention or not only_attention):
-            module.p = 0.0
-        if hasattr(module, "dropout_prob"):  # what attention kernels are told
-            module.dropout_prob = 0.0
 
 
 def pool_mean(model: Any) -> None:

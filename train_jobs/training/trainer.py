@@ -36,7 +36,7 @@ from train_jobs.training.checkpoints import HISTORY, Stage
 Batch = dict[str, torch.Tensor]
 Loss = Callable[[Batch], torch.Tensor]
 
-_CPU_TOKENS: Final = 1024  # padded, run at once; on a GPU more, which is what it is for
+_CPU_TOKENS: Final = 2048  # padded, run at once; on a GPU more, which is what it is for
 _GPU_TOKENS: Final = 32_768
 _SORTED_BATCHES: Final = 50  # rows of so many batches are sorted by length, to save padding
 _MAX_GRADIENT: Final = 1.0

@@ -3,6 +3,7 @@
 Ray is not started here: `conftest` makes that fail, so each of these is refused before it would be.
 """
 
+import asyncio
 import csv
 import json
 import os
@@ -36,9 +37,13 @@ from serve_app.decide.policy import RouterPolicy, decide, policy_of
 from serve_app.decide.scores import MaxProbability
 from serve_app.decide.signals import signals
 from serve_app.guard.prepare import prepare
+from serve_app.http.routes import create_api
 from serve_app.model.classifier import OnnxClassifier
+from tests.support.http_server import serving
+from tests.support.http_service import StubService
 from tests.support.serving import Pair, make_pair, make_release
 from tests.support.toys import traffic
+from tests.support.waiting import wait_for
 from train_jobs.data import DataConfig, Dataset, build
 from train_jobs.samples.generator import write_csv
 from tune.certificate.recertify import USED
@@ -707,6 +712,134 @@ def test_classify_refuses_a_bad_file_or_no_service(messages: Path, tmp_path: Pat
     refused(firstline("classify", "--file", tmp_path / "gone.csv"), "There is no file")
     refused(firstline("classify", "--file", messages, "--text-column", "x"), "no column 'x'")
     refused(firstline("classify", "a text"), "No service is running", "firstline serve")
+
+
+@pytest.fixture
+def answering() -> Iterator[tuple[StubService, str]]:
+    service = StubService()
+    with serving(create_api(service)) as url:
+        yield service, url
+
+
+def test_classify_answers_a_file_and_sets_bad_rows_aside_by_line(
+    answering: tuple[StubService, str], tmp_path: Path
+) -> None:
+    """600 rows, 400 blank, 500 too long: 256 were paid, exit 2, no output, `texts[143]`."""
+    service, url = answering
+    texts = [" " if at == 400 else "x" * 12_000 if at == 500 else f"text {at}" for at in range(600)]
+    file = write_messages(tmp_path / "m.csv", texts, ["yes", "no"] * 300)
+    out = tmp_path / "answers.jsonl"
+    words = ("classify", "--url", url, "--file", file, "--out", out)
+    said = firstline(*words, "--label-column", "label")
+    assert said.code == 0, said.error
+    assert "598 answers" in said.out
+    assert "accuracy 49.83% (298 of 598)" in said.out
+    assert "2 of 600 rows are set aside, in " in said.error
+    assert "line 402: no visible character" in said.error
+    assert "line 502: 12,000 characters, of which 10,000 are the limit" in said.error
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [one["line"] for one in found[399:402]] == [401, 403, 404]
+    assert len(service.callers) == 3
+    shown = firstline(*words, "--json")
+    assert [one["row"] for one in json.loads(shown.out)] == [one["row"] for one in found]
+
+
+def test_classify_refuses_where_it_cannot_write_before_anything_is_paid(
+    answering: tuple[StubService, str], tmp_path: Path
+) -> None:
+    service, url = answering
+    file = write_messages(tmp_path / "m.csv", ["a"], ["yes"])
+    before = file.read_bytes()
+    words = ("classify", "--url", url, "--file", file, "--out")
+    refused(firstline(*words, tmp_path), f"--out {tmp_path} is a folder")
+    refused(firstline(*words, file / "x"), f"--out {file / 'x'} cannot be written: ")
+    refused(firstline(*words, file), "is the file to classify")
+    refused(firstline("classify", "a", "--url", url, "--out", tmp_path), "is a folder")
+    assert service.callers == []
+    assert file.read_bytes() == before
+
+
+def test_classify_says_what_is_kept_when_the_service_goes(
+    answering: tuple[StubService, str], tmp_path: Path
+) -> None:
+    service, url = answering
+    file = write_messages(tmp_path / "m.csv", [f"text {at}" for at in range(600)], ["yes"] * 600)
+    out = tmp_path / "answers.jsonl"
+    words = ("classify", "--url", url, "--file", file, "--out", out)
+    answer, asked = service.answer, list[int]()
+
+    async def goes(*args: Any, **options: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 2:
+            raise RuntimeError("gone")
+        return await answer(*args, **options)
+
+    service.answer = goes  # type: ignore[method-assign]
+    said = firstline(*words)
+    assert said.code == 2
+    assert f"256 of 600 rows are answered; they are in {out}, and the same command" in said.error
+    assert len(out.read_text().splitlines()) == 256
+    again = firstline(*words)
+    assert again.code == 0, again.error
+    assert "Going on after 256 answers." in again.error
+    assert len(out.read_text().splitlines()) == 600
+    assert len(asked) == 4
+
+
+def test_classify_goes_on_after_a_kill_and_pays_no_batch_twice(
+    answering: tuple[StubService, str], tmp_path: Path
+) -> None:
+    """Killed while the second batch is answered: the next run waits for that very answer."""
+    service, url = answering
+    file = write_messages(tmp_path / "m.csv", [f"text {at}" for at in range(600)], ["yes"] * 600)
+    out = tmp_path / "answers.jsonl"
+    words = ["classify", "--url", url, "--file", str(file), "--out", str(out)]
+    answer = service.answer
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        made = await answer(*args, **options)
+        await asyncio.sleep(2.0 if len(service.callers) == 2 else 0.0)
+        return made
+
+    service.answer = slow  # type: ignore[method-assign]
+    process = subprocess.Popen([sys.executable, "-m", "cluster.cli", *words])
+    try:
+        assert wait_for(lambda: len(service.callers) == 2)
+    finally:
+        process.kill()
+        process.wait()
+    first = out.read_text().splitlines()
+    assert len(first) == 256
+    said = firstline(*words)
+    assert said.code == 0, said.error
+    found = out.read_text().splitlines()
+    assert found[:256] == first
+    assert [json.loads(line)["row"] for line in found] == list(range(600))
+    assert len(service.callers) == 3
+
+
+def test_classify_reads_what_score_reads(
+    answering: tuple[StubService, str], tmp_path: Path
+) -> None:
+    """Rows that no JSON reader can read, and numbers, are rows to set aside like any other."""
+    _, url = answering
+    file = tmp_path / "m.jsonl"
+    broken = [
+        "{",
+        "[1]",
+        json.dumps({"text": 7}),
+        json.dumps({"other": "a"}),
+        '{"text": "\\ud83d"}',
+    ]
+    lines = [json.dumps({"text": "good"}), *broken, '{"text": "a", "n": ' + "9" * 5000 + "}"]
+    file.write_text("\n".join(lines))
+    said = firstline("classify", "--url", url, "--file", file)
+    assert (said.code, said.out.split(",")[0]) == (0, "1 answers")
+    for line in range(2, 8):
+        assert f"line {line}: " in said.error
+    refused(
+        firstline("classify", "--url", url, "--file", tmp_path), "`firstline score` takes folders"
+    )
 
 
 def test_classify_refuses_a_url_without_a_service() -> None:

@@ -33,6 +33,7 @@ IN_FILE: Final = {
     environment._TUNE_CHECKPOINT_S: "tune/execution/tune_controller.py",
     **dict.fromkeys(environment._NO_TUNE_LOGGERS, "tune/utils/callback.py"),
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "train/constants.py",
+    **dict.fromkeys(environment.TRAIN_POLL, "train/v2/_internal/constants.py"),
     "RAY_AIR_NEW_OUTPUT": "tune/experimental/output.py",
     "RAY_COLOR_PREFIX": "_private/worker.py",
     "RAY_USAGE_STATS_ENABLED": "_common/usage/usage_constants.py",

@@ -201,3 +201,20 @@ def test_a_start_over_a_file_that_is_bounded_already_changes_nothing(
         subprocess.run([program, "-c", "-f", str(written)], check=True, capture_output=True)
     assert written.read_text().count("timeout queue") == 1
     assert sys.executable in Path(program).read_text()
+
+
+def test_headers_that_are_too_large_are_refused_in_our_shape(running: int) -> None:
+    """20 KB of them were a page of HTML."""
+    connection = HTTPConnection("127.0.0.1", running, timeout=5)
+    connection.request("GET", "/healthz", headers={"X-Long": "a" * 20_000})
+    answer = connection.getresponse()
+    assert (answer.status, answer.getheader("content-type")) == (431, "application/json")
+    error = json.loads(answer.read())["error"]
+    assert (error["code"], error["details"]) == ("headers_too_large", [])
+    assert "16,384 bytes" in error["message"]
+
+
+def test_headers_within_the_limit_go_on_to_a_router(running: int) -> None:
+    connection = HTTPConnection("127.0.0.1", running, timeout=5)
+    connection.request("GET", "/healthz", headers={"X-Long": "a" * 15_000})
+    assert connection.getresponse().status == 503  # there is none

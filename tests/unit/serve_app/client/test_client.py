@@ -132,6 +132,65 @@ def test_answers_come_in_order_from_as_many_requests_as_it_takes(count: int) -> 
     assert len(script.asked) == -(-count // MAX_TEXTS)
 
 
+BAD = {400: " ", 500: "x" * 12_000, 501: 7}
+
+
+def test_a_list_of_several_requests_is_checked_before_the_first_is_paid() -> None:
+    """Text 400 of 600 was refused after 256 answers were paid, and was called `texts[144]`."""
+    texts: list[Any] = [BAD.get(at, "a") for at in range(600)]
+    script = Script()
+    with (
+        serving(script) as url,
+        Firstline(url) as client,
+        pytest.raises(DataError, match="3 of the 600 texts cannot be answered") as refused,
+    ):
+        client.classify(texts)
+    assert script.asked == []
+    assert str(refused.value).splitlines()[1:] == [
+        "  texts[400]: no visible character",
+        "  texts[500]: 12,000 characters, of which 10,000 are the limit",
+        "  texts[501]: a int, not a string",
+    ]
+
+
+async def test_the_async_client_checks_its_list_too() -> None:
+    script = Script()
+    with serving(script) as url:
+        async with AsyncFirstline(url) as client:
+            with pytest.raises(DataError, match=r"texts\[300\]"):
+                await client.classify(["a"] * 300 + [" "])
+    assert script.asked == []
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_bytes_are_no_text(count: int) -> None:
+    with Firstline("http://127.0.0.1:1") as client, pytest.raises(DataError, match="bytes"):
+        client.classify(["a"] * (count - 1) + [b"a"])  # type: ignore[list-item]
+
+
+def test_a_refusal_names_the_text_by_its_place_in_the_callers_list() -> None:
+    bad = {"where": "texts[44]", "problem": "no visible character"}
+    script = Script(answered(), says(422, refusal("Bad.", "empty_text", [bad])))
+    with serving(script) as url, Firstline(url) as client:
+        answers = client.classify_many(str(at) for at in range(600))
+        assert [next(answers)["label"] for _ in range(256)] == [str(at) for at in range(256)]
+        with pytest.raises(ResponseError, match=r"texts\[300\]: no visible") as refused:
+            next(answers)
+    assert refused.value.texts == {300: "no visible character"}
+
+
+def test_the_same_list_with_the_same_key_asks_by_the_same_keys() -> None:
+    """Each request of it by one of its own; another list by others."""
+    script = Script()
+    with serving(script) as url, Firstline(url) as client:
+        for texts in (["a"] * 600, ["a"] * 600, ["b"] * 600):
+            client.classify(texts, idempotency_key="run-1")
+    keys = [sent["idempotency-key"] for sent in script.headers]
+    assert keys[:3] == keys[3:6]
+    assert len(set(keys)) == 6
+    assert "idempotency_key" not in script.bodies[0]
+
+
 def test_an_endless_iterable_is_read_a_request_at_a_time() -> None:
     read = 0
 

@@ -95,6 +95,15 @@ def test_so_do_those_of_the_rules_against_abuse(kind: AbuseKind, rule: abuse.Abu
     assert f"slowed at {rule.slow_at:g} and blocked at {rule.block_at:g};" in said
 
 
+def test_a_router_is_told_by_what_names_it_may_be_asked() -> None:
+    config = ServeConfig(host="0.0.0.0", allowed_hosts=("firstline.example",))
+    args = config.router_args(load_settings().home)
+    assert (args.host, args.allowed_hosts) == ("0.0.0.0", ("firstline.example",))
+    assert RouterArgs().host == "127.0.0.1", "closed on doubt, where `serve deploy` says nothing"
+    with pytest.raises(ValidationError, match="'http://x' is no host"):
+        ServeConfig(allowed_hosts=("http://x",))
+
+
 @pytest.mark.parametrize("part", ["breaker", "idempotency", "abuse"])
 def test_an_empty_part_that_is_gone_is_refused_in_words(part: str, tmp_path: Path) -> None:
     file = tmp_path / "serving.json"

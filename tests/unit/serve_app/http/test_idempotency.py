@@ -351,7 +351,7 @@ async def test_a_killed_routers_key_is_free_again_while_the_retry_waits(
         async with raw_redis(redis_url) as raw:
             first = asyncio.create_task(one.run("a", BODY, killed))
             await killed.begun.wait()
-            name = "firstline:idempotency:1:a"
+            name = "firstline:idempotency:2:a"
             claim = await raw.get(name)
             killed.go.set()
             await first
@@ -365,7 +365,7 @@ async def test_a_strangers_answer_is_not_given(redis_url: str) -> None:
     """Bytes from Redis go to clients as they are, so only sealed ones may."""
     async with router(redis_url, wait_s=0.1) as one:
         async with raw_redis(redis_url) as raw:
-            await raw.set("firstline:idempotency:1:a", b"d" + BODY + b"forged", px=60_000)
+            await raw.set("firstline:idempotency:2:a", b"d" + BODY + b"forged", px=60_000)
         with pytest.raises(IdempotencyInWorkError):
             await one.run("a", BODY, Work())
 

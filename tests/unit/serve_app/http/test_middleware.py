@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
+from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -300,6 +301,27 @@ async def test_a_broken_direct_route_is_a_500_and_is_raised_for_the_log() -> Non
     with pytest.raises(KeyError):
         await api(post_scope(DIRECT), parts.__anext__, send)
     check_error(response_of(sent), 500, "internal")
+
+
+async def test_a_head_does_not_read_a_stream_to_its_end(service: StubService) -> None:
+    """The results of a job may be gigabytes."""
+    api, told = create_api(service), 0
+
+    def rows() -> Iterator[str]:
+        nonlocal told
+        while True:
+            told += 1
+            yield "{}\n"
+
+    @api.get("/endless")
+    async def endless() -> StreamingResponse:
+        return StreamingResponse(rows(), media_type="application/x-ndjson")
+
+    async with client(api) as http:
+        head = await asyncio.wait_for(http.head("/endless"), 5)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"].startswith("application/x-ndjson")
+    assert told < 4
 
 
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])

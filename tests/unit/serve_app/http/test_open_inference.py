@@ -366,6 +366,63 @@ async def test_what_the_protocol_may_add_is_left_aside(service: Echo) -> None:
     assert (await ask(service, "POST", INFER, json=more)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "nulls",
+    [
+        {"parameters": None},
+        {"parameters": {"user_id": None, "timeout": None, "binary_data_output": None}},
+        {"id": None},
+        {"outputs": None},
+        {"outputs": [{"name": "label", "parameters": None}]},
+        {"outputs": [{"name": "label", "parameters": {"binary_data": None}}]},
+        {"inputs": [{**body()["inputs"][0], "parameters": None}]},
+        {"inputs": [{**body()["inputs"][0], "parameters": {"binary_data_size": None}}]},
+    ],
+)
+async def test_null_is_absent_at_any_depth(service: Echo, nulls: dict[str, Any]) -> None:
+    """As clients send what they do not set: `"parameters": null` was refused."""
+    response = await ask(service, "POST", INFER, json={**body(), **nulls})
+    assert response.status_code == 200, response.text
+    assert response.json()["outputs"][0]["data"] == ["hello"]
+
+
+async def test_a_request_sent_again_with_its_key_is_answered_once(service: Echo) -> None:
+    """Also where the answer is bytes, and its headers say how to read them."""
+    binary = {**body(), "parameters": {"binary_data_output": True}}
+    headers = {"Idempotency-Key": "k"}
+    async with asking(make_api(service)) as http:
+        first = await http.post(INFER, json=binary, headers=headers)
+        again = await http.post(INFER, json=binary, headers=headers)
+        other = await http.post(INFER, json=body(data=["b"]), headers=headers)
+        classified = await http.post("/v1/classify", json={"texts": ["a"]}, headers=headers)
+    assert first.status_code == again.status_code == 200
+    assert first.content == again.content
+    for name in ("content-type", "content-length", HEADER_BYTES):
+        assert first.headers[name] == again.headers[name]
+    assert again.headers["idempotent-replay"] == "true"
+    assert len(service.callers) == 1
+    assert "another request" in check_refusal(other, 422)
+    assert classified.status_code == 422
+
+
+async def test_the_split_of_a_body_is_part_of_the_request(service: Echo) -> None:
+    head = json.dumps(body()).encode()
+    async with asking(make_api(service)) as http:
+        for split, status in ((None, 200), (str(len(head)), 422)):
+            headers = {"Idempotency-Key": "k", "content-type": "application/json"}
+            headers |= {} if split is None else {HEADER_BYTES: split}
+            assert (await http.post(INFER, content=head, headers=headers)).status_code == status
+
+
+async def test_head_has_no_body_also_where_it_is_refused(service: Echo) -> None:
+    service.gaps = ["a tier does not answer"]
+    async with asking(make_api(service)) as http:
+        for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/firstline", "/v2/x"):
+            get, head = await http.get(path), await http.head(path)
+            assert (head.status_code, head.content) == (get.status_code, b"")
+            assert dict(head.headers) == dict(get.headers)
+
+
 async def test_a_nested_tensor_is_read_row_by_row(service: Echo) -> None:
     nested = body(shape=[2, 1], data=[["a"], ["b"]])
     outputs = (await ask(service, "POST", INFER, json=nested)).json()["outputs"]

@@ -1,18 +1,23 @@
 """HTTP: what is taken, what is refused, and that every refusal has the one shape and no echo."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from pydantic import BaseModel
+from starlette.routing import Route
 
 from cluster.errors import AuditError, ServiceError
 from serve_app.contracts import Caller
 from serve_app.errors import OverloadedError, UnansweredError
 from serve_app.http.errors import ErrorOut
-from serve_app.http.models import ClassifyIn, ClassifyOut
+from serve_app.http.models import ClassifyIn, ClassifyOut, FeedbackIn
 from serve_app.http.routes import create_api
+from serve_app.http.tensors import InferIn
+from serve_app.jobs.routes import JobIn
 from tests.support.http_service import SECRET, StubService, ask, check_error, classify, client
 
 pytestmark = pytest.mark.anyio
@@ -85,6 +90,33 @@ async def test_a_request_that_does_not_fit_is_told_where(
     response = await ask(service, "POST", "/v1/classify", json=body)
     error = check_error(response, 422, "invalid_request")
     assert error["details"][0]["where"] == where
+
+
+@pytest.mark.parametrize("name", ["user_id", "explain", "route_only"])
+async def test_null_is_absent(service: StubService, name: str) -> None:
+    response = await ask(service, "POST", "/v1/classify", json={"texts": ["a"], name: None})
+    assert response.status_code == 200, response.text
+    assert "explanation" not in response.json()["answers"][0]
+
+
+def optional(schema: Any, defs: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Every field that may be left out, at any depth."""
+    schema = {**defs.get(str(schema.get("$ref")).rsplit("/", 1)[-1], {}), **schema}
+    for name, field in schema.get("properties", {}).items():
+        if name not in schema.get("required", []):
+            yield f"{where}.{name}", field
+        yield from optional(field, defs, f"{where}.{name}")
+    for part in [*schema.get("anyOf", []), *([schema["items"]] if "items" in schema else [])]:
+        yield from optional(part, defs, where)
+
+
+@pytest.mark.parametrize("model", [ClassifyIn, FeedbackIn, InferIn, JobIn])
+def test_every_field_that_may_be_left_out_may_be_null(model: type[BaseModel]) -> None:
+    schema = model.model_json_schema()
+    found = dict(optional(schema, schema.get("$defs", {}), model.__name__))
+    assert found or model is FeedbackIn
+    for where, field in found.items():
+        assert {"type": "null"} in field.get("anyOf", []), where
 
 
 async def test_the_limits_themselves_are_allowed(service: StubService) -> None:
@@ -167,6 +199,26 @@ async def test_wrong_doors_have_the_same_shape(
     service: StubService, method: str, path: str, status: int, code: str
 ) -> None:
     check_error(await ask(service, method, path), status, code)
+
+
+async def test_head_is_told_what_get_is_without_the_body(service: StubService) -> None:
+    """Load balancers ask HEAD /healthz; it was a 405."""
+    service.gaps = ["release r-1: a tier does not answer"]
+    api = create_api(service)
+    paths = [
+        route.path
+        for route in api.routes
+        if isinstance(route, Route) and "GET" in (route.methods or ())
+    ]
+    assert len(paths) >= 8
+    async with client(api) as http:
+        for path in [*paths, "/no/such/path", "/v1/classify"]:
+            get, head = await http.get(path), await http.head(path)
+            assert head.status_code == get.status_code, path
+            assert dict(head.headers) == dict(get.headers), path
+            assert head.content == b"", path
+        refused = await http.delete("/healthz")
+    assert refused.headers["allow"] == "GET, HEAD"
 
 
 async def test_feedback_takes_known_labels_only(service: StubService) -> None:
@@ -334,6 +386,32 @@ async def test_another_body_under_the_same_key_is_a_conflict(service: StubServic
         response = await classify(http, {"texts": [SECRET]}, "k-1")
     check_error(response, 422, "idempotency_conflict")
     assert len(service.callers) == 1
+
+
+async def test_every_post_honours_the_key_and_a_key_is_of_one_request(
+    service: StubService,
+) -> None:
+    fed = {"id": "0" * 32, "label": "no"}
+    async with client(create_api(service)) as http:
+        made = [
+            await http.post("/v1/feedback", json=fed, headers={"Idempotency-Key": "f"})
+            for _ in range(2)
+        ]
+        assert service.fed == [("0" * 32, "no")]
+        assert [one.headers.get("idempotent-replay") for one in made] == [None, "true"]
+        assert made[0].content == made[1].content
+        await classify(http, {"texts": ["a"]}, "k")
+        other = await http.post(
+            "/v1/feedback", json={"texts": ["a"]}, headers={"Idempotency-Key": "k"}
+        )
+        check_error(other, 422, "idempotency_conflict")
+        refused = {"id": "0" * 32, "label": "maybe"}
+        for _ in range(2):
+            response = await http.post(
+                "/v1/feedback", json=refused, headers={"Idempotency-Key": "r"}
+            )
+            check_error(response, 422, "unknown_label")
+            assert "idempotent-replay" not in response.headers
 
 
 async def test_a_failure_is_not_given_again(service: StubService) -> None:

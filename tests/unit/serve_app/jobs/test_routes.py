@@ -1,6 +1,7 @@
 """POST /v1/jobs without Ray: the runner is real and runs real processes, of stub commands."""
 
 import asyncio
+import errno
 import json
 import os
 import stat
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,15 @@ from cluster.processes import started
 from cluster.ray_private import haproxy
 from cluster.settings import load_settings
 from serve_app.access.admission import Admission
-from serve_app.access.keys import Scope
+from serve_app.access.keys import Keys, KeyStore, Scope, new_key
+from serve_app.access.rate_limits import RateConfig
 from serve_app.contracts import Caller
+from serve_app.http.idempotency import Idempotency
+from serve_app.http.routes import create_api
 from serve_app.jobs.routes import MAX_QUEUED, MAX_QUEUED_PER_KEY, Jobs, add_jobs
 from serve_app.jobs.runner import Command, JobsConfig, Runner, score_command
 from serve_app.jobs.store import JOBS, TEXTS, Job, JobState, JobStore
+from tests.support.http_service import StubService
 from tests.support.serving import make_pair, make_release
 from tests.support.toys import message
 
@@ -339,6 +345,152 @@ async def test_without_a_runner_a_job_is_kept_and_a_deletion_says_so(
         with pytest.raises(ServiceError):  # http/errors.py answers 503
             await client.delete(f"/v1/jobs/{job_id}")
         assert (await client.get(f"/v1/jobs/{job_id}")).json()["state"] == "cancelled"
+
+
+# ---- asked again, and what is not delivered -----------------------------------------------------
+
+
+Restart = Callable[[], httpx.AsyncClient]
+
+
+@pytest.fixture
+def whole(home: Path) -> Restart:
+    """A router of the whole service, with all its layers and one key; each call starts another."""
+    home.mkdir()
+    token, key = new_key("test", [Scope.CLASSIFY], now=datetime.now(UTC))
+    rate = RateConfig(texts_per_min=6000)
+    KeyStore(home / "keys.json").add(key.model_copy(update={"rate": rate}))
+
+    def router() -> httpx.AsyncClient:
+        admission = Admission(Keys(home / "keys.json"))
+        idempotency = Idempotency(b"of the home, and so of every router")
+        api = create_api(StubService(), admission=admission, idempotency=idempotency)
+        add_jobs(api, Jobs(home, lambda: "r-1", Gone()), admission)
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(api, raise_app_exceptions=False),
+            base_url="http://test",
+            headers={"Authorization": f"Bearer {token}"},
+        )
+
+    return router
+
+
+async def post(client: httpx.AsyncClient, texts: Sequence[str], key: str = "") -> httpx.Response:
+    headers = {"Idempotency-Key": key} if key else {}
+    return await client.post(haproxy.JOBS, json={"texts": list(texts)}, headers=headers)
+
+
+async def test_a_job_asked_for_again_with_its_key_is_the_same_job(
+    whole: Restart, home: Path
+) -> None:
+    async with whole() as client:
+        first = await post(client, ["a"], "k")
+        again = await post(client, ["a"], "k")
+        assert (first.status_code, again.status_code) == (202, 202)
+        assert again.content == first.content
+        assert again.headers["location"] == first.headers["location"]
+        assert again.headers["idempotent-replay"] == "true"
+        assert (await post(client, ["b"], "k")).json()["error"]["code"] == "idempotency_conflict"
+        other = await post(client, ["a"], "k-2")
+        plain = [await post(client, ["a"]) for _ in range(2)]
+    ids = {one.json()["id"] for one in (first, other, *plain)}
+    assert len(ids) == len(JobStore(home).all()) == 4
+
+
+async def test_another_router_knows_it_too_by_the_disk_alone(whole: Restart, home: Path) -> None:
+    """Their idempotency keys meet in Redis only; a second job would be paid."""
+    async with whole() as one, whole() as two:
+        made = await asyncio.gather(*(post(router, ["a"] * 4000, "k") for router in (one, two)))
+        again = await post(two, ["a"] * 4000, "k")
+    assert len({answer.json()["id"] for answer in (*made, again)}) == 1, made
+    (job,) = JobStore(home).all()
+    assert (home / JOBS / job.id / TEXTS).read_text().count("\n") == 4000
+
+
+async def test_more_texts_than_a_key_may_ever_send_are_refused_for_good(
+    whole: Restart, home: Path
+) -> None:
+    """It was a 429 with Retry-After, for ever."""
+    async with whole() as client:
+        for _ in range(2):
+            refused = await post(client, ["a"] * 7000)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (422, "over_limit")
+            assert "retry-after" not in refused.headers
+            assert "7,000 texts" in refused.json()["error"]["message"]
+            assert "6,000 per minute" in refused.json()["error"]["message"]
+        assert (await post(client, ["a"] * 6000)).status_code == 202
+        later = await post(client, ["a"] * 6000)
+        assert (later.status_code, later.json()["error"]["code"]) == (429, "rate_limited")
+        assert int(later.headers["retry-after"]) > 1
+    assert len(JobStore(home).all()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "code"),
+    [(errno.ENOSPC, 507, "disk_full"), (errno.EDQUOT, 507, "disk_full"),
+     (errno.EROFS, 503, "storage_failed"), (errno.EIO, 503, "storage_failed")],
+)  # fmt: skip
+async def test_a_disk_that_does_not_take_a_job_is_told_and_no_text_is_counted(
+    whole: Restart,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    status: int,
+    code: str,
+) -> None:
+    """It was a 500."""
+
+    def fails(*_: Any) -> None:
+        raise OSError(number, os.strerror(number), "/a/path/of/the/machine")
+
+    async with whole() as client:
+        with monkeypatch.context() as broken:
+            broken.setattr("serve_app.jobs.store.write_json", fails)
+            for _ in range(3):
+                refused = await post(client, [SECRET] * 5000, "k")
+                assert refused.status_code == status, refused.text
+                assert refused.json()["error"]["code"] == code
+                assert "retry-after" not in refused.headers
+                assert "/a/path" not in refused.text
+        assert list((home / JOBS).iterdir()) == []
+        assert (await post(client, [SECRET] * 5000, "k")).status_code == 202
+
+
+async def test_texts_of_a_job_that_finds_the_queue_full_are_not_counted(whole: Restart) -> None:
+    async with whole() as client:
+        for _ in range(MAX_QUEUED_PER_KEY):
+            assert (await post(client, ["a"])).status_code == 202
+        for _ in range(3):
+            full = await post(client, ["a"] * 5000)
+            assert full.json()["error"]["code"] == "too_many_jobs"
+        classified = await client.post("/v1/classify", json={"texts": ["a"] * 256})
+        assert classified.status_code == 200
+
+
+async def test_null_is_absent(start: Start) -> None:
+    async with start(link=Gone()) as client:
+        body = {"texts": ["a"], "file": None, "text_column": None, "id_column": None}
+        assert (await client.post("/v1/jobs", json=body)).status_code == 202
+
+
+def test_a_job_whose_end_could_not_be_written_runs_again(home: Path) -> None:
+    """The disk was full at that moment: it was left as running, for ever."""
+    home.mkdir()
+    store = JobStore(home)
+    job = Job(id="a" * 32, owner="k", release="r-1", rows=1, created_s=time.time(), attempts=1)
+    runner = Runner(home, JobsConfig(), python("exit(0)"), os.environ)
+    runner.start()
+    try:
+        store.add(job.model_copy(update={"state": JobState.RUNNING}), [SECRET])
+        runner.poke()
+        deadline = time.monotonic() + 20
+        while (found := store.find(job.id)) and not found.state.is_over:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        runner.stop()
+    assert found is not None
+    assert (found.state, found.attempts) == (JobState.DONE, 2)
 
 
 # ---- what is asked ------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from transformers import AlbertConfig, AutoModelForSequenceClassification, GPT2C
 from cluster.errors import ConfigError
 from tests.support.encoders import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta
 from train_jobs.training.candidates import Candidate, made_ready
+from train_jobs.training.dropout import ByteDropout, quick_dropout, without_dropout
 from train_jobs.training.encoders import (
     check_base,
     feed_forward_width,
@@ -27,7 +28,6 @@ from train_jobs.training.encoders import (
     parts_of,
     pool_mean,
     trained_classifier,
-    without_dropout,
 )
 
 MAKERS = {"bert": make_tiny_bert, "roberta": make_tiny_roberta, "distilbert": make_tiny_distilbert}
@@ -266,6 +266,46 @@ def test_dropout_of_the_attention_alone_can_be_turned_off(
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     assert torch.equal(logits(model, inputs), logits(model, inputs))
+
+
+@every_kind
+def test_quick_dropout_is_all_dropout_at_the_same_shares(
+    bases: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    model = classifier(bases[kind])
+    shares = {name: module.p for name, module in model.named_modules()
+              if isinstance(module, nn.Dropout)}  # fmt: skip
+    inputs = batch(model, 12, 7, 3)
+    answers = logits(model, inputs)
+    quick_dropout(model)
+    quick = {name: module.p for name, module in model.named_modules()
+             if isinstance(module, ByteDropout)}  # fmt: skip
+    assert quick == shares
+    assert torch.equal(logits(model, inputs), answers)
+    model.train()
+    torch.manual_seed(1)
+    once = logits(model, inputs)
+    assert not torch.equal(once, answers)
+    torch.manual_seed(1)
+    assert torch.equal(logits(model, inputs), once)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again, inputs), answers)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("of", [torch.float32, torch.bfloat16])
+def test_byte_dropout_drops_its_share_and_keeps_the_mean(share: float, of: torch.dtype) -> None:
+    torch.manual_seed(0)
+    values = torch.ones(301, 7, 11, dtype=of, requires_grad=True)
+    made = ByteDropout(share)(values)
+    assert (made.dtype, made.shape) == (of, values.shape)
+    assert float((made.detach() == 0).float().mean()) == pytest.approx(share, abs=0.01)
+    if share < 1:
+        assert float(made.detach().float().mean()) == pytest.approx(1, abs=0.02)
+    made.sum().backward()
+    assert values.grad is not None
+    assert torch.equal(values.grad, made.detach()), "what was dropped learns nothing"
 
 
 # -- which bases can be used --------------------------------------------------------------------
