@@ -80,7 +80,8 @@ class Recent:
 
 def _sent(rows: Rows) -> Rows:
     """What the rule wanted the cloud to answer."""
-    return rows[rows["degraded"] | ~(rows["edge"] | rows["kept"])]
+    sent: NDArray[np.bool_] = rows["degraded"] | ~(rows["edge"] | rows["kept"])
+    return rows[sent]
 
 
 def recent(rows: Rows, now_s: float, bad_outputs: int, alone_is_odd: bool) -> Recent:

@@ -59,6 +59,7 @@ async def events_of(
         ("POST", "/v1/feedback", {"json": {"id": "0" * 32, "label": "yes"}},
          ("/v1/feedback", 200, "")),
         ("GET", "/v2/models/firstline", {}, ("/v2/models/{name}", 200, "")),
+        ("HEAD", "/v2/models/firstline", {}, ("/v2/models/{name}", 200, "")),
         ("GET", f"/v2/models/{SECRET}", {}, ("/v2/models/{name}", 404, "not_found")),
     ],
 )  # fmt: skip
