@@ -130,7 +130,7 @@ def fit_on_ray(
                 use_gpu=gpu,
                 resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
             ),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]  # typed as V1's
                 name=name,
                 storage_path=str(storage),
                 failure_config=FailureConfig(max_failures=compute.max_failures),
