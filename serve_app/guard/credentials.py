@@ -215,7 +215,8 @@ _PHRASE: Final = re.compile(
 # ---- all of them --------------------------------------------------------------------------------
 
 _CODE_HINTS: Final = (
-    "code", "otp", "tan", "pin", "puk", "kod", "password", "digo", "key", "number", "use ",
+    "code", "otp", "tan", "pin", "puk", "kod", "password", "digo", "n key", "y key", "s key",
+    "p key", "t key", "k key", "n number", "y number", "s number", "use ",
     "enter ", "sms", "text", "message", "authent",
 )  # fmt: skip
 _SHORTEST_CODE: Final = 4

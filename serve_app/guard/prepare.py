@@ -15,7 +15,7 @@ from serve_app.guard.pii import Guard, redact
 # Categories with no glyph: control, format (bidirectional marks too), lone surrogate, private use.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co"})
 
-_MAY_GROW: Final = 1_000  # characters, beside half the length
+_MAY_GROW: Final = 300  # characters, beside half the length
 
 Redactor = Callable[[str], tuple[str, tuple[str, ...]]]
 
