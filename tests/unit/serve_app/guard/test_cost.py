@@ -15,8 +15,10 @@ from tests.unit.serve_app.guard.test_pii import PIECES
 MEGABYTE = 1_000_000
 _PROSE = "where is my card, I want to know why the payment is still pending since last week. "
 # What any text may cost: the slowest found have 2,000 characters, of which a request may hold 128,
-# and take 14 ms. So a request of them stays under two seconds.
+# and take 14 ms. So a request of them stays under two seconds. The default run is made beside
+# others, on any machine.
 _ANYWAY_S = 0.015
+_SLOW_MACHINE = 3
 _MOST_TIMES = 50
 
 _ESCAPES = ["%40", "%2540", "%34", "&#64;", "&#x31;", "&amp;#64;", "\\u0031", "\\\\u0040", "="]
@@ -53,18 +55,19 @@ _UNTRACED = settings(
 
 
 @lru_cache
-def _allowed_s(hundreds: int) -> float:
-    return _ANYWAY_S + _MOST_TIMES * _cpu_s(_prose(100 * hundreds), 5)
+def _prose_s(hundreds: int) -> float:
+    return _cpu_s(_prose(100 * hundreds), 5)
 
 
-def _excess(text: str) -> float:
+def _excess(text: str, anyway_s: float) -> float:
     """By how much it costs more than allowed; measured again where it seems to, since the machine
     may be busy."""
-    allowed = _allowed_s(len(text) // 100)
+    allowed = anyway_s + _MOST_TIMES * _prose_s(len(text) // 100)
     taken = _cpu_s(text)
     return 0.0 if taken <= allowed or (taken := _cpu_s(text, 5)) <= allowed else taken / allowed
 
 
+@pytest.mark.parametrize("length", [MEGABYTE // 8, pytest.param(MEGABYTE, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "unit",
     [
@@ -73,12 +76,11 @@ def _excess(text: str) -> float:
         "4111 1111 1111 1111 ", "rue de la ", _PROSE, "call me on 07700 900123. " + _PROSE * 3,
     ],
 )  # fmt: skip
-def test_cost_is_linear_in_the_length_up_to_a_megabyte(unit: str) -> None:
+def test_cost_is_linear_in_the_length(unit: str, length: int) -> None:
     """Eight times the length takes eight times as long, in twice as much at most."""
-    texts = [(unit * (size // len(unit) + 1))[:size] for size in (MEGABYTE // 8, MEGABYTE)]
-    short_s, long_s = (_cpu_s(text, 2) for text in texts)
-    assert long_s < 16 * short_s + _ANYWAY_S
-    assert long_s < 6.0
+    short, long = ((unit * (size // len(unit) + 1))[:size] for size in (length // 8, length))
+    # Again where it seems to be more: the machine may be busy.
+    assert any(_cpu_s(long, times) < 16 * _cpu_s(short, times) + _ANYWAY_S for times in (1, 3, 5))
 
 
 def test_a_text_that_grows_when_normalised_is_cut_and_stays() -> None:
@@ -118,13 +120,10 @@ def test_the_longest_request_is_prepared_in_two_seconds() -> None:
         assert MAX_TEXTS * _cpu_s(text, 2) < 2.0 * _SLOW_MACHINE
 
 
-_SLOW_MACHINE = 3  # others may have the cores
-
-
 @settings(_UNTRACED, max_examples=200)
 @given(st.lists(UNITS, min_size=1, max_size=6), st.integers(1, 60))
 def test_no_text_costs_fifty_times_its_length(units: list[str], times: int) -> None:
-    _check_cost(units, times)
+    _check_cost(units, times, _SLOW_MACHINE * _ANYWAY_S)
 
 
 @pytest.mark.long
@@ -133,12 +132,12 @@ def test_no_text_costs_fifty_times_its_length(units: list[str], times: int) -> N
 @given(st.lists(UNITS, min_size=1, max_size=6), st.integers(1, 60))
 def test_no_text_of_a_million_costs_fifty_times_its_length(units: list[str], times: int) -> None:
     """Up to twenty-four texts of each example."""
-    _check_cost(units, times)
+    _check_cost(units, times, _ANYWAY_S)
 
 
-def _check_cost(units: list[str], times: int) -> None:
+def _check_cost(units: list[str], times: int, anyway_s: float) -> None:
     """Of the units from each of them on in turn, repeated, and with numbers at either end."""
     for turn in range(len(units)):
         unit = "".join(units[turn:] + units[:turn])
         for text in (unit, unit * times, f"12 {unit * times} 12345", f"{unit * times}@a.de"):
-            assert not _excess(text[:4_000]), (unit, times)
+            assert not _excess(text[:4_000], anyway_s), (unit, times)
