@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.errors import ConfigError, ServiceError
+from cluster.ray_private import auth
 from cluster.ray_private.environment import (
     QUIET,
     SERVE_ENV,
     TRAIN_POLL,
     cluster_address,
     is_submitted_job,
+    kept,
     one_attempt,
 )
 from cluster.settings import Settings
@@ -112,13 +114,18 @@ def _same_machine(address: str) -> bool:
 
 @contextmanager
 def connected(settings: Settings, **options: Any) -> Iterator[None]:
-    """`connect`, and let go at the end: a local cluster that we started is stopped."""
+    """`connect`, and let go at the end: a local cluster that we started is stopped.
+
+    Ray sets RAY_AUTH_MODE when it starts a cluster. A service that this process starts afterwards
+    would take it for the user's, and would share the token of all clusters of the user.
+    """
     import ray
 
     before = ray.is_initialized()
-    connect(settings, **options)
-    try:
-        yield
-    finally:
-        if not before:
-            ray.shutdown()
+    with kept(auth.MODE, auth.PATH):
+        connect(settings, **options)
+        try:
+            yield
+        finally:
+            if not before:
+                ray.shutdown()

@@ -1,5 +1,6 @@
 """The whole training path with the other architectures: a random encoder of each, real Ray."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +12,7 @@ from transformers import AutoConfig
 
 from cluster.connect import connected
 from cluster.files import read_json
+from cluster.ray_private import auth
 from cluster.settings import Settings, load_settings
 from cluster.tracking import client
 from serve_app.model.classifier import OnnxClassifier
@@ -39,6 +41,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     with connected(found, num_cpus=2):
         yield found
     assert not ray.is_initialized()
+    assert auth.MODE not in os.environ, "a service that is started now would share its token"
 
 
 @pytest.fixture(scope="module")
