@@ -5,6 +5,7 @@ What Ray would carry to another process is called in this one: a handle here is 
 
 import asyncio
 import inspect
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -101,14 +102,16 @@ class Cluster:
     pair: Pair
     applications: dict[str, dict[str, Handle]] = field(default_factory=dict)
     monitor: Handle | None = None
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def handle(self, deployment: str, app_name: str, **_: Any) -> Handle:
         return self.applications[app_name][deployment]
 
     def monitor_of(self, audit_dir: Path, *prices: Any) -> Handle:
-        if self.monitor is None:
-            self.monitor = Handle(MonitorActor(audit_dir, *prices))
-        return self.monitor
+        with self.one_at_a_time:  # as Ray's get_if_exists: several threads ask
+            if self.monitor is None:
+                self.monitor = Handle(MonitorActor(audit_dir, *prices))
+            return self.monitor
 
     def add(self, threshold: float = 0.9) -> Release:
         """A release whose application is up."""
