@@ -297,11 +297,14 @@ def test_a_second_start_beside_one_that_is_under_way_is_refused_and_stop_ends_th
 
     first = threading.Thread(target=start)
     first.start()
-    assert wait_for(lambda: lifecycle.status(home).starting, 10)
-    with pytest.raises(ServiceError, match="is being started"):
-        lifecycle.start(home, release.id, config)
-    assert wait_for(lambda: (home.home / process.TOKEN).exists(), 30)
-    assert lifecycle.stop(home)
+    try:
+        assert wait_for(lambda: lifecycle.status(home).starting, 10)
+        with pytest.raises(ServiceError, match="is being started"):
+            lifecycle.start(home, release.id, config)
+        assert wait_for(lambda: (home.home / process.TOKEN).exists(), 30), ended
+    finally:
+        was_there = lifecycle.stop(home)
+    assert was_there
     first.join(60)
     assert not first.is_alive()
     assert "ended before the service answered" in ended[0]
