@@ -20,18 +20,26 @@ def use_token(path: Path | None) -> None:
     """Lets this process, and those that it starts, speak with the cluster of that token."""
     if path is None:
         return
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
     os.environ[MODE] = "token"
     os.environ[PATH] = str(path)
-    # ray.init refreshes both this way too, in this order.
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    _read_again()
 
 
 @contextmanager
 def using_token(path: Path | None) -> Iterator[None]:
     """`use_token`, for as long as the block takes: what is started afterwards does not get it."""
-    with kept(MODE, PATH):
-        use_token(path)
-        yield
+    try:
+        with kept(MODE, PATH):
+            use_token(path)
+            yield
+    finally:
+        if path is not None:
+            _read_again()
+
+
+def _read_again() -> None:
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    # ray.init refreshes both this way too, in this order.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()

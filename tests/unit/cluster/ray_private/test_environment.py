@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
+from cluster.ray_private import auth
 from cluster.ray_private.environment import ADDRESS, cluster_address, kept, one_attempt, tuning
 from cluster.ray_private.serve_environment import mark_of, serve_environment
 
@@ -78,3 +80,19 @@ def test_a_mark_is_of_one_service_only(tmp_path: Path) -> None:
     carried = "\0".join(f"{name}={value}" for name, value in serve_environment(other).items())
     assert mark_of(other) in carried.encode()
     assert mark_of(mine) not in carried.encode()
+
+
+def test_a_token_is_forgotten_with_its_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray keeps what it read: the next `ray.init` of this process showed it the service's token."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (auth.MODE, auth.PATH, "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "ray.token"
+    path.write_text("5e" * 32)
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    with auth.using_token(path):
+        assert loader.has_token(ignore_auth_mode=True)
+    assert not loader.has_token(ignore_auth_mode=True)
