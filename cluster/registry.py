@@ -49,6 +49,9 @@ _OURS: Final[Mapping[str, Mapping[str, re.Pattern[str]]]] = {
     "firstline-cloud": {_SHA256: _HEX64},
 }
 
+# What is registered: its model's name, its folder, its tags.
+Parts = tuple[str, Path, dict[str, str]]
+
 log = logging.getLogger(__name__)
 
 
@@ -89,6 +92,7 @@ def _is_ours(name: str, tags: Mapping[str, str]) -> bool:
     return all(form.fullmatch(tags.get(tag, "\n")) for tag, form in _OURS[name].items())
 
 
+@answered
 def _register(settings: Settings, name: str, folder: Path, tags: dict[str, str]) -> None:
     """Uploads a folder as a new version of a registered model, unless its hash is there."""
     mlflow = client(settings)
@@ -105,21 +109,22 @@ def _register(settings: Settings, name: str, folder: Path, tags: dict[str, str])
 
 def register_bundle(settings: Settings, bundle: ModelBundle) -> None:
     """Registers a bundle that has passed the gate; with the next command, if it cannot now."""
+    _now_or_later(settings, f"bundle-{bundle.sha256}", _bundle_parts(bundle))
+
+
+def _bundle_parts(bundle: ModelBundle) -> Parts:
+    return f"firstline-{bundle.manifest.role}", bundle.path, {_SHA256: bundle.sha256}
+
+
+def _now_or_later(settings: Settings, note: str, parts: Parts) -> None:
     try:
         _register_unregistered(settings)
-        _register_bundle(settings, bundle)
+        _register(settings, *parts)
     except (RegistryError, OSError) as error:  # such as a server's artifacts out of our reach
-        _register_later(settings, f"bundle-{bundle.sha256}", error)
-
-
-@answered
-def _register_bundle(settings: Settings, bundle: ModelBundle) -> None:
-    _register(settings, f"firstline-{bundle.manifest.role}", bundle.path, {_SHA256: bundle.sha256})
-
-
-def _register_later(settings: Settings, name: str, error: Exception) -> None:
-    write_text(settings.home / _UNREGISTERED / name, "")
-    log.warning("%s is on this disk, and will be registered by the next command. %s", name, error)
+        write_text(settings.home / _UNREGISTERED / note, "")
+        log.warning(
+            "%s is on this disk, and will be registered by the next command. %s", note, error
+        )
 
 
 @answered
@@ -134,8 +139,7 @@ def _register_unregistered(settings: Settings) -> None:
         kind, _, name = note.name.partition("-")
         try:
             if kind == "bundle":
-                bundle = load_bundle(bundle_path(settings, name), name)
-                parts = f"firstline-{bundle.manifest.role}", bundle.path, {_SHA256: name}
+                parts = _bundle_parts(load_bundle(bundle_path(settings, name), name))
             else:
                 parts = _as_registered(load_release(settings, name))
         except FirstlineError as error:  # what is gone from the disk cannot be registered
@@ -187,19 +191,10 @@ def _download(mlflow: Any, version: Any, target: Path) -> None:
 def register_release(settings: Settings, release: Release) -> None:
     """Makes a release known to the registry, with the next command if it cannot now; it answers
     nothing until it is promoted."""
-    try:
-        _register_unregistered(settings)
-        _register_release(settings, release)
-    except (RegistryError, OSError) as error:  # such as a server's artifacts out of our reach
-        _register_later(settings, f"release-{release.id}", error)
+    _now_or_later(settings, f"release-{release.id}", _as_registered(release))
 
 
-@answered
-def _register_release(settings: Settings, release: Release) -> None:
-    _register(settings, *_as_registered(release))
-
-
-def _as_registered(release: Release) -> tuple[str, Path, dict[str, str]]:
+def _as_registered(release: Release) -> Parts:
     certificate = release.certificate
     return _RELEASES, release.path, {
         _ID: release.id,

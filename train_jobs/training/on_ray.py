@@ -17,8 +17,8 @@ from train_jobs.data import Dataset
 from train_jobs.training.checkpoints import HISTORY, Retries, on_worker
 from train_jobs.training.curves import draw_curves
 
-# One heap for all threads of a worker (glibc): what one lets go is there for the others. A fit of
-# 99 steps then took 1,150 MB at the most instead of 1,431 (docs/training.md).
+# One heap for all threads of a worker (glibc): what one lets go is there for the others
+# (docs/training.md).
 WORKER_ENV: Final = {"MALLOC_ARENA_MAX": "1"}
 Loop = Callable[[dict[str, Any]], None]
 
